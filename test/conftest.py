@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The surroundings of every test process: set before anything imports ROS, torch or MuJoCo."""
+
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+
+# ROS uses UDP ports counted from the domain; above 101 they meet Linux's ephemeral ports.
+DOMAINS = range(1, 102)
+
+
+def claim_domain():
+    """Takes a ROS domain that no other test process on this machine has; freed when the file closes."""
+    folder = Path(tempfile.gettempdir()) / f"smolvla_mem_ros_domains_{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    for domain in DOMAINS:
+        lock = (folder / str(domain)).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            continue
+        return domain, lock
+    raise RuntimeError(f"all ROS domains are taken by test processes; look at the locks in {folder}")
+
+
+domain, domain_lock = claim_domain()
+os.environ["ROS_DOMAIN_ID"] = str(domain)
+os.environ["ROS_LOG_DIR"] = tempfile.mkdtemp(prefix="smolvla_mem_ros_logs_")
+os.environ["HF_HUB_OFFLINE"] = "1"
+# One thread each: two workers share the cores, and one thread is the faster for tiny models.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+os.environ.setdefault("MUJOCO_GL", "egl")
