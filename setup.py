@@ -33,9 +33,8 @@ class BuildWithCMake(build_py):
             f"-DCMAKE_INSTALL_PREFIX={install}",
         ]
         subprocess.run(configure, env=env, check=True)
-        subprocess.run(
-            ["cmake", "--build", str(work / "build"), "--target", "install", "--parallel"], env=env, check=True
-        )
+        build = ["cmake", "--build", str(work / "build"), "--target", "install", "--parallel"]
+        subprocess.run(build, env=env, check=True)
 
         module = next(install.glob(f"lib/python3*/*-packages/{NAME}"))
         ignore = shutil.ignore_patterns("__pycache__", "*.c")
