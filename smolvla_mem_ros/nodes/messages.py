@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values of the run time to ROS messages and back."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.serialization import deserialize_message
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from smolvla_mem_ros.runtime.contract import NANOSECONDS
+from smolvla_mem_ros.runtime.images import ImageError, decode_image
+from smolvla_mem_ros.runtime.trajectory import TrajectorySegment
+
+
+def to_time(nanoseconds: int) -> Time:
+    return Time(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
+
+
+def from_time(stamp: Time) -> int:
+    """Nanoseconds."""
+    return stamp.sec * NANOSECONDS + stamp.nanosec
+
+
+def to_trajectory(segment: TrajectorySegment) -> JointTrajectory:
+    message = JointTrajectory(joint_names=list(segment.joints))
+    message.header.stamp = to_time(segment.stamp)
+    for t, position, velocity in zip(segment.times, segment.positions, segment.velocities, strict=True):
+        point = JointTrajectoryPoint(positions=position.tolist(), velocities=velocity.tolist())
+        point.time_from_start.sec, point.time_from_start.nanosec = divmod(round(t * NANOSECONDS), NANOSECONDS)
+        message.points.append(point)
+    return message
+
+
+def raw_stamp(raw: bytes) -> int:
+    """Nanoseconds of ``header.stamp`` of a serialised message that begins with a std_msgs/Header.
+
+    CDR: four bytes of encapsulation, the second of which tells the byte order, then sec and nanosec.
+
+    Raises:
+        ValueError: the message is too short.
+    """
+    if len(raw) < 12:
+        raise ValueError(f"{len(raw)} bytes are no message with a header")
+    sec, nanosec = struct.unpack_from("<iI" if raw[1] & 1 else ">iI", raw, 4)
+    return sec * NANOSECONDS + nanosec
+
+
+def decode_raw_image(item: tuple[type, bytes]):
+    """(H, W, 3) uint8 RGB from (message type, serialised message).
+
+    Raises:
+        ImageError: the bytes are no such message, or the image cannot be used.
+    """
+    kind, raw = item
+    try:
+        message = deserialize_message(raw, kind)
+    except Exception as error:
+        raise ImageError(f"{len(raw)} bytes are no {kind.__name__}: {error}") from error
+    return decode_image(message)
+
+
+def diagnostics(
+    stamp: Time, name: str, level: bytes, message: str, values: Mapping[str, object], hardware_id: str = ""
+) -> DiagnosticArray:
+    """One status in an array; ``values`` are turned into text."""
+    status = DiagnosticStatus(name=name, level=level, message=message, hardware_id=hardware_id)
+    status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+    array = DiagnosticArray(status=[status])
+    array.header.stamp = stamp
+    return array

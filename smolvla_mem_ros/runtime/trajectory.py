@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chunks of actions to joint trajectories in ROS units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract
+
+# Seconds in which a hold brings the arm to rest.
+STOP_TIME = 0.15
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Actions of one inference.
+
+    Args:
+        stamp: nanoseconds; action k is meant for ``stamp + k * dt``.
+        actions: (T, A) in the checkpoint's units.
+        dt: seconds between two actions.
+        epoch: of the episode it was inferred in.
+    """
+
+    stamp: int
+    actions: np.ndarray
+    dt: float
+    epoch: int
+
+
+@dataclass(frozen=True)
+class TrajectorySegment:
+    """A stretch of motion.
+
+    Args:
+        stamp: nanoseconds, time zero of ``times``.
+        joints: names, D of them.
+        times: (T,) seconds, strictly increasing.
+        positions: (T, D) radians.
+        velocities: (T, D) radians per second.
+    """
+
+    stamp: int
+    joints: tuple[str, ...]
+    times: np.ndarray
+    positions: np.ndarray
+    velocities: np.ndarray
+
+    @property
+    def end(self) -> int:
+        """Nanoseconds, the time of the last point."""
+        return self.stamp + round(self.times[-1] * NANOSECONDS)
+
+
+def to_segment(chunk: Chunk, contract: Contract) -> TrajectorySegment:
+    """Convert units and add velocities by central differences.
+
+    The last velocity is zero: joint_trajectory_controller refuses a trajectory that ends in motion.
+    """
+    positions = contract.units.to_radians(np.asarray(chunk.actions, dtype=float))
+    times = np.arange(len(positions)) * chunk.dt
+    velocities = np.zeros_like(positions)
+    if len(positions) > 1:
+        velocities = np.gradient(positions, chunk.dt, axis=0)
+        velocities[-1] = 0.0
+    return TrajectorySegment(chunk.stamp, contract.joints, times, positions, velocities)
+
+
+def hold(segment: TrajectorySegment, now: int) -> TrajectorySegment | None:
+    """A segment of one point that stops the motion of ``segment`` where it is at ``now`` (ns).
+
+    None when the motion is over already.
+    """
+    if now >= segment.end:
+        return None
+    t = max(0.0, (now - segment.stamp) / NANOSECONDS)
+    columns = range(segment.positions.shape[1])
+    position = np.array([np.interp(t, segment.times, segment.positions[:, j]) for j in columns])
+    velocity = np.array([np.interp(t, segment.times, segment.velocities[:, j]) for j in columns])
+    if now < segment.stamp:
+        velocity[:] = 0.0
+    # Even deceleration covers half of what the present velocity would.
+    target = position + velocity * STOP_TIME / 2
+    return TrajectorySegment(
+        now, segment.joints, np.array([STOP_TIME]), target[None], np.zeros_like(target)[None]
+    )
