@@ -1,0 +1,455 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SmolVLA with recurrent memory tokens.
+
+The prefix is ``[read n | images | language | state | write n]``, the suffix holds the noisy actions.
+
+* Read tokens carry the memory of the previous segment; images, language, state and actions see them.
+  At the start of an episode nobody sees them and they shift no position: the model is then stock SmolVLA.
+* Write tokens see the whole prefix; nothing sees them. Their outputs become the next memory.
+* Memory never sees actions.
+
+With ``num_mem_tokens=0`` the model is LeRobot's own class and nothing here runs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.common.flow_matching import euler_integrate
+from lerobot.policies.common.vla_utils import make_att_2d_masks
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy, VLAFlowMatching
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
+from lerobot.utils.device_utils import resolve_safetensors_device
+from safetensors.torch import load_model
+from torch import Tensor, nn
+
+from smolvla_mem_ros.policy.configuration_smolvla_mem import SmolVLAMemConfig
+from smolvla_mem_ros.policy.memory import Memory, make_memory_update
+
+# What LeRobot's own embed_prefix returns: embeddings (B, L, H), padding (B, L), attention blocks (B, L).
+Body = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class MemoryPrefix:
+    """A prefix with its memory blocks.
+
+    Args:
+        embs: (B, P, H) embeddings, P = 2n + L, or n + L with ``mem_at_end=False``.
+        attention: (B, P, P) bool, [b, q, k] True where query q sees key k.
+        positions: (B, P) int64, rotary positions.
+        visible: (B, P) bool, what the action suffix sees.
+    """
+
+    embs: Tensor
+    attention: Tensor
+    positions: Tensor
+    visible: Tensor
+
+
+class MemoryFlowMatching(VLAFlowMatching):
+    """LeRobot's flow-matching model with a memory that is handed in and handed back."""
+
+    def __init__(self, config: SmolVLAMemConfig, rtc_processor=None):
+        super().__init__(config, rtc_processor=rtc_processor)
+        # After the stock layers, so that the same seed gives them the same start.
+        self.init_mem_tokens()
+        self.mem_update = make_memory_update(config, self.hidden_size)
+        self._train_write_path()
+
+    @property
+    def hidden_size(self) -> int:
+        return self.vlm_with_expert.config.text_config.hidden_size
+
+    def init_mem_tokens(self) -> None:
+        """n learned tokens (n, H), each drawn on its own at the scale of the words in the vocabulary."""
+        words = self.vlm_with_expert.get_vlm_model().text_model.get_input_embeddings().weight
+        tokens = torch.randn(self.config.num_mem_tokens, self.hidden_size, device=words.device)
+        self.mem_tokens = nn.Parameter(tokens * words.detach().float().std())
+
+    def _train_write_path(self) -> None:
+        """Train the last VLM layer and the final norm where the VLM is trained at all.
+
+        LeRobot freezes them because stock actions never use their outputs; memory writes do.
+        """
+        if self.config.train_expert_only:
+            return
+        text_model = self.vlm_with_expert.get_vlm_model().text_model
+        for module in (*text_model.layers[-2:], text_model.norm):
+            module.requires_grad_(True)
+
+    def empty_memory(self, batch: int) -> Memory:
+        return Memory.empty(batch, self.config.num_mem_tokens, self.hidden_size, self.mem_tokens.device)
+
+    def add_memory(self, body: Body, memory: Memory) -> MemoryPrefix:
+        """Put the memory blocks around a stock prefix ``body``; ``memory`` has one row per row of it."""
+        embs, pad, blocks = body
+        n, batch, device = self.config.num_mem_tokens, embs.shape[0], embs.device
+        filled = memory.filled
+        learned = self.mem_tokens.expand(batch, -1, -1)
+        read = memory.tokens
+        if not self.config.mem_at_end:
+            read = torch.where(filled[:, None, None], read, learned)
+        parts = [read, learned] if self.config.mem_at_end else [read]
+        parts = [(part * math.sqrt(self.hidden_size)).to(embs.dtype) for part in parts]
+
+        ones = torch.ones(batch, n, dtype=torch.bool, device=device)
+        same_block = torch.zeros_like(ones)
+        new_block = same_block.clone()
+        new_block[:, 0] = True
+
+        embs = torch.cat([parts[0], embs, *parts[1:]], dim=1)
+        tail = len(parts) - 1
+        attention = make_att_2d_masks(
+            torch.cat([ones, pad] + [ones] * tail, dim=1),
+            torch.cat([same_block, blocks] + [new_block] * tail, dim=1),
+        )
+        if not self.config.mem_at_end:
+            # The read block is then also what writes: it sees the whole body, the state included.
+            attention[:, :n, n:] = pad[:, None, :]
+        attention[:, n:, :n] &= filled[:, None, None]
+
+        count = torch.arange(n, device=device).expand(batch, -1)
+        shift = filled[:, None] * n
+        end = shift + pad.sum(1, keepdim=True)
+        positions = torch.cat([count, shift + pad.cumsum(1) - 1] + [end + count] * tail, dim=1)
+        visible = torch.cat([filled[:, None].expand(-1, n), pad] + [same_block] * tail, dim=1)
+        return MemoryPrefix(embs, attention, positions, visible)
+
+    def update_memory(self, memory: Memory, prefix_out: Tensor) -> Memory:
+        """The memory after a segment, from the prefix outputs (B, P, H)."""
+        n = self.config.num_mem_tokens
+        written = prefix_out[:, -n:] if self.config.mem_at_end else prefix_out[:, :n]
+        return self.mem_update(memory, written.float())
+
+    def prefill(self, prefix: MemoryPrefix):
+        """Run the prefix alone. Returns its outputs (B, P, H) and the key-value cache."""
+        (prefix_out, _), cache = self.vlm_with_expert.forward(
+            attention_mask=prefix.attention,
+            position_ids=prefix.positions,
+            past_key_values=None,
+            inputs_embeds=[prefix.embs, None],
+            use_cache=True,
+        )
+        return prefix_out, cache
+
+    def write(self, body: Body, memory: Memory) -> Memory:
+        """The memory after a segment of which no action is wanted."""
+        return self.update_memory(memory, self.prefill(self.add_memory(body, memory))[0])
+
+    def forward(
+        self, body: Body, actions: Tensor, memory: Memory, noise=None, time=None
+    ) -> tuple[Tensor, Memory]:
+        """One training segment.
+
+        Args:
+            body: from ``embed_prefix``.
+            actions: (B, chunk, max_action_dim) normalised actions.
+            memory: before the segment.
+            noise, time: as in stock SmolVLA, (B, chunk, max_action_dim) and (B,); drawn when None.
+
+        Returns:
+            Flow-matching losses (B, chunk, max_action_dim), and the memory after the segment.
+        """
+        noise = self.sample_noise(actions.shape, actions.device) if noise is None else noise
+        time = self.sample_time(actions.shape[0], actions.device) if time is None else time
+        t = time[:, None, None]
+        x_t, u_t = t * noise + (1 - t) * actions, noise - actions
+
+        prefix = self.add_memory(body, memory)
+        suffix, suffix_pad, suffix_blocks = self.embed_suffix(x_t, time)
+        horizon = suffix.shape[1]
+        attention = torch.cat(
+            [
+                F.pad(prefix.attention, (0, horizon)),
+                torch.cat(
+                    [
+                        prefix.visible[:, None].expand(-1, horizon, -1),
+                        make_att_2d_masks(suffix_pad, suffix_blocks),
+                    ],
+                    dim=2,
+                ),
+            ],
+            dim=1,
+        )
+        offset = prefix.visible.sum(1, keepdim=True)
+        positions = torch.cat([prefix.positions, offset + suffix_pad.cumsum(1) - 1], dim=1)
+        (prefix_out, suffix_out), _ = self.vlm_with_expert.forward(
+            attention_mask=attention,
+            position_ids=positions,
+            past_key_values=None,
+            inputs_embeds=[prefix.embs, suffix],
+            use_cache=False,
+        )
+        v_t = self.action_out_proj(suffix_out[:, -self.config.chunk_size :].float())
+        return F.mse_loss(u_t, v_t, reduction="none"), self.update_memory(memory, prefix_out)
+
+    def sample_actions(
+        self,
+        images,
+        img_masks,
+        lang_tokens,
+        lang_masks,
+        state,
+        noise=None,
+        memory: Memory | None = None,
+        **kwargs,
+    ) -> tuple[Tensor, Memory]:
+        """Denoise a chunk (B, chunk, max_action_dim) with ``memory`` in view; return it and the next memory.
+
+        ``kwargs`` are those of LeRobot's real-time chunking.
+        """
+        batch = state.shape[0]
+        if noise is None:
+            noise = self.sample_noise(
+                (batch, self.config.chunk_size, self.config.max_action_dim), state.device
+            )
+        memory = self.empty_memory(batch) if memory is None else memory
+        prefix = self.add_memory(
+            self.embed_prefix(images, img_masks, lang_tokens, lang_masks, state=state), memory
+        )
+        prefix_out, cache = self.prefill(prefix)
+        actions = euler_integrate(
+            lambda x_t, timestep: self.denoise_step(prefix.visible, cache, x_t, timestep),
+            noise,
+            self.config.num_steps,
+            rtc_processor=self.rtc_processor,
+            rtc_enabled=self._rtc_enabled(),
+            **{k: kwargs.get(k) for k in ("inference_delay", "prev_chunk_left_over", "execution_horizon")},
+        )
+        return actions, self.update_memory(memory, prefix_out)
+
+
+class SmolVLAMemPolicy(SmolVLAPolicy):
+    """LeRobot policy over :meth:`infer`, a pure function from observation and memory to chunk and memory."""
+
+    config_class = SmolVLAMemConfig
+    name = "smolvla_mem"
+
+    def __init__(self, config: SmolVLAMemConfig, **kwargs):
+        # Past SmolVLAPolicy.__init__, which would build the stock model first.
+        super(SmolVLAPolicy, self).__init__(config)
+        config.validate_features()
+        self.init_rtc_processor()
+        model_class = MemoryFlowMatching if config.num_mem_tokens else VLAFlowMatching
+        self.model = model_class(config, rtc_processor=self.rtc_processor)
+        self.reset()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_name_or_path, *, config=None, **kwargs) -> SmolVLAMemPolicy:
+        """Load a ``smolvla_mem`` or a stock ``smolvla`` checkpoint, a folder or a hub name.
+
+        A stock checkpoint becomes ``num_mem_tokens=0`` unless ``config`` asks for memory. A
+        ``vlm_model_name`` that is a folder inside the checkpoint is taken from there.
+        """
+        if config is None:
+            config = PreTrainedConfig.from_pretrained(pretrained_name_or_path, **kwargs)
+        if not isinstance(config, SmolVLAMemConfig):
+            config = SmolVLAMemConfig.from_stock(config)
+        config.vlm_model_name = resolve_vlm(config.vlm_model_name, pretrained_name_or_path)
+        return super().from_pretrained(pretrained_name_or_path, config=config, **kwargs)
+
+    @classmethod
+    def _load_as_safetensor(cls, model, model_file, map_location, strict):
+        """Accept weights without a memory, and a memory that is switched off; nothing else may be missing."""
+        missing, _ = load_model(
+            model, model_file, strict=strict, device=resolve_safetensors_device(map_location)
+        )
+        lost = [key for key in missing if not key.startswith("model.mem_")]
+        if lost:
+            raise ValueError(f"{model_file} lacks {len(lost)} weights of this model, the first is {lost[0]}")
+        return model
+
+    # LeRobot's protocol -------------------------------------------------------------------------
+
+    def reset(self, rows: Tensor | None = None) -> None:
+        """Forget the memory and the actions in hand; of the given rows (B,) bool of the batch, or of all."""
+        if rows is None or getattr(self, "_cursor", None) is None:
+            super().reset()
+            self._memory: Memory | None = None
+            self._chunk: Tensor | None = None
+            self._cursor: Tensor | None = None
+            return
+        rows = torch.as_tensor(rows, device=self._cursor.device)
+        self._cursor = torch.where(rows, self.config.n_action_steps, self._cursor)
+        if self._memory is not None:
+            self._memory = self._memory.cleared(rows)
+
+    @torch.no_grad()
+    def infer(
+        self, batch: dict[str, Tensor], memory: Memory | None = None, noise: Tensor | None = None, **kwargs
+    ) -> tuple[Tensor, Memory | None]:
+        """The policy as a pure function; changes neither the module nor its arguments.
+
+        Args:
+            batch: preprocessed observation, first dimension B.
+            memory: one row per row of the batch; None at the start of an episode.
+            noise: (B, chunk, max_action_dim) for a repeatable result; drawn when None.
+
+        Returns:
+            Normalised actions (B, chunk, A), and the memory to hand in next (None when ``num_mem_tokens=0``).
+        """
+        batch = {k: v.clone() if k == OBS_STATE else v for k, v in batch.items()}
+        return self._infer(self._prepare_batch(batch), memory, noise, **kwargs)
+
+    def _infer(self, batch, memory, noise, **kwargs) -> tuple[Tensor, Memory | None]:
+        if not self.config.num_mem_tokens:
+            return super()._get_action_chunk(batch, noise, **kwargs), None
+        images, img_masks = self.prepare_images(batch)
+        actions, memory = self.model.sample_actions(
+            images,
+            img_masks,
+            batch[OBS_LANGUAGE_TOKENS],
+            batch[OBS_LANGUAGE_ATTENTION_MASK],
+            self.prepare_state(batch),
+            noise=noise,
+            memory=memory,
+            **kwargs,
+        )
+        actions = actions[:, :, : self.config.action_feature.shape[0]]
+        return (self._pi_aloha_encode_actions(actions) if self.config.adapt_to_pi_aloha else actions), memory
+
+    def _get_action_chunk(self, batch: dict[str, Tensor], noise: Tensor | None = None, **kwargs) -> Tensor:
+        """Infer with the memory kept here and commit it: every call is one memory write."""
+        actions, self._memory = self._infer(batch, self._memory, noise, **kwargs)
+        return actions
+
+    @torch.no_grad()
+    def select_action(self, batch: dict[str, Tensor], noise: Tensor | None = None, **kwargs) -> Tensor:
+        """One action (B, A). Each row infers when its own ``n_action_steps`` are used up.
+
+        A row that :meth:`reset` cleared infers at once; the memory clock of the others does not move.
+        """
+        assert not self._rtc_enabled(), "RTC is not supported for select_action, use predict_action_chunk"
+        self.eval()
+        batch = self._prepare_batch(batch)
+        steps = self.config.n_action_steps
+        if self._cursor is None:
+            size, device = batch[OBS_STATE].shape[0], batch[OBS_STATE].device
+            self._cursor = torch.full((size,), steps, device=device)
+            self._chunk = torch.zeros(size, steps, self.config.action_feature.shape[0], device=device)
+        due = self._cursor >= steps
+        if due.all():
+            self._chunk = self._get_action_chunk(batch, noise, **kwargs)[:, :steps]
+        elif due.any():
+            some = {k: v[due] if isinstance(v, Tensor) else v for k, v in batch.items()}
+            memory = self._memory.rows(due) if self._memory is not None else None
+            actions, memory = self._infer(some, memory, None if noise is None else noise[due], **kwargs)
+            self._chunk = self._chunk.index_put((due,), actions[:, :steps])
+            if memory is not None:
+                self._memory = self._memory.with_rows(due, memory)
+        self._cursor = torch.where(due, 0, self._cursor)
+        action = self._chunk[torch.arange(len(due), device=due.device), self._cursor]
+        self._cursor = self._cursor + 1
+        return action
+
+    # Training through time ----------------------------------------------------------------------
+
+    def forward(self, batch: dict[str, Tensor], noise=None, time=None, reduction: str = "mean"):
+        """Loss over ``mem_segments`` segments of one episode, the memory flowing through them.
+
+        Args:
+            batch: preprocessed sample with the time dimensions that the configuration's delta indices ask
+                for: observations (B, [anchor +] S, ...), actions (B, 1 + (S - 1) * stride + chunk, A).
+            noise: (B, S, chunk, max_action_dim) or None.
+            time: (B, S) or None.
+            reduction: "mean", or "none" for one loss per sample (B,).
+
+        Returns:
+            The loss, and a dictionary of numbers to log.
+
+        Raises:
+            ValueError: the time dimensions do not fit the configuration.
+
+        The gradient crosses the last ``mem_backprop_depth`` segment boundaries, as in RMT's own training.
+        State kept for ``select_action`` is never used.
+        """
+        if not self.config.num_mem_tokens:
+            return super().forward(batch, noise=noise, time=time, reduction=reduction)
+        config, model = self.config, self.model
+        samples = self._unroll(batch)
+        depth = samples.slots if config.mem_backprop_depth is None else config.mem_backprop_depth
+        memory = model.empty_memory(samples.valid.shape[0])
+        total, count = 0.0, 0
+        for slot in range(samples.slots):
+            before = memory.detach() if slot < samples.slots - depth else memory
+            body = tuple(part[:, slot] for part in samples.body)
+            segment = slot - config.mem_anchor
+            if segment < 0:
+                after = model.write(body, before)
+            else:
+                start = 1 + segment * config.stride
+                window = slice(start, start + config.chunk_size)
+                losses, after = model(
+                    body,
+                    samples.actions[:, window],
+                    before,
+                    None if noise is None else noise[:, segment],
+                    None if time is None else time[:, segment],
+                )
+                use = samples.valid[:, slot, None] & ~samples.action_is_pad[:, window]
+                losses = losses[:, :, : config.action_feature.shape[0]] * use[:, :, None]
+                total = total + losses.sum(dim=(1, 2))
+                count = count + use.sum(1) * losses.shape[2]
+            memory = after.where(samples.valid[:, slot], before)
+        log = {"memory_rms": memory.tokens.detach().pow(2).mean().sqrt().item()}
+        if reduction == "none":
+            loss = total / count.clamp_min(1)
+            return loss, {**log, "loss": loss.mean().item()}
+        loss = total.sum() / count.sum().clamp_min(1)
+        return loss, {**log, "loss": loss.item()}
+
+    @dataclass(frozen=True)
+    class _Samples:
+        body: Body  # (B, slots, L, H), (B, slots, L), (B, slots, L)
+        valid: Tensor  # (B, slots): False where the slot must be skipped
+        actions: Tensor  # (B, 1 + (S - 1) * stride + chunk, max_action_dim)
+        action_is_pad: Tensor  # the same without its last dimension
+        slots: int
+
+    def _unroll(self, batch: dict[str, Tensor]) -> _Samples:
+        """Embed all images of all segments in one go; only the memory has to wait for its turn."""
+        config = self.config
+        state, actions = batch[OBS_STATE], self.prepare_action(batch)
+        slots = len(config.observation_delta_indices)
+        length = len(config.action_delta_indices)
+        if state.ndim != 3 or state.shape[1] != slots or actions.shape[1] != length:
+            raise ValueError(
+                f"smolvla_mem trains on {slots} frames of observations and {length} of actions (mem_segments="
+                f"{config.mem_segments}, stride {config.stride}, mem_anchor={config.mem_anchor}, chunk_size="
+                f"{config.chunk_size}), but the batch holds observation.state {tuple(state.shape)} and "
+                f"action {tuple(actions.shape)}: load the dataset with this policy's delta indices"
+            )
+        size = state.shape[0]
+        flat = {k: v.flatten(0, 1) for k, v in batch.items() if k == OBS_STATE or k in config.image_features}
+        if config.adapt_to_pi_aloha:
+            flat[OBS_STATE] = self._pi_aloha_decode_state(flat[OBS_STATE])
+            actions = self._pi_aloha_encode_actions_inv(actions)
+        body = self.model.embed_prefix(
+            *self.prepare_images(flat),
+            batch[OBS_LANGUAGE_TOKENS].repeat_interleave(slots, 0),
+            batch[OBS_LANGUAGE_ATTENTION_MASK].repeat_interleave(slots, 0),
+            state=self.prepare_state(flat),
+        )
+        no_pad = torch.zeros(size, length, dtype=torch.bool, device=state.device)
+        action_is_pad = batch.get(f"{ACTION}_is_pad", no_pad)
+        valid = ~batch.get(f"{OBS_STATE}_is_pad", no_pad[:, :slots])
+        if config.mem_anchor:
+            # A real segment is the first frame when the action before it does not exist.
+            nothing_before = action_is_pad[:, : length - config.chunk_size : config.stride]
+            is_first = valid[:, 1:] & nothing_before
+            valid = torch.cat([~is_first.any(1, keepdim=True), valid[:, 1:]], dim=1)
+        body = tuple(part.unflatten(0, (size, slots)) for part in body)
+        return self._Samples(body, valid, actions, action_is_pad, slots)
+
+
+def resolve_vlm(name: str, checkpoint: str | os.PathLike) -> str:
+    """The backbone folder inside ``checkpoint`` if ``name`` is one, else ``name`` as it stands."""
+    inside = Path(checkpoint) / name
+    return str(inside) if inside.is_dir() else name
