@@ -79,7 +79,7 @@ class Contract:
     @property
     def memory_period(self) -> int:
         """Nanoseconds between two memory writes."""
-        return round(NANOSECONDS * self.n_action_steps / self.fps)
+        return self.n_action_steps * self.control_period
 
     @property
     def streams(self) -> tuple[str, ...]:

@@ -116,7 +116,8 @@ class Episode:
         Returns:
             A request to infer; or why there is none although one is due; or None when none is due.
         """
-        if not self.running or now < self._due:
+        # Half a period of grace, or a tick that comes a hair early would lose a whole one.
+        if not self.running or now < self._due - self._contract.control_period // 2:
             return None
         if self._in_flight:
             return None

@@ -36,6 +36,8 @@ def _decode_raw(message) -> np.ndarray:
         _, _, dtype, channels = to_cvtype(message.encoding)
     except UnsupportedImage as error:
         raise ImageError(f"encoding {message.encoding!r} is not supported; publish rgb8 or bgr8") from error
+    if dtype not in ("uint8", "uint16"):
+        raise ImageError(f"encoding {message.encoding!r} cannot be turned into RGB; publish rgb8 or bgr8")
     height, width, step = message.height, message.width, message.step
     if not 0 < height * width <= MAX_PIXELS:
         raise ImageError(f"{width}x{height} pixels is not an image size")

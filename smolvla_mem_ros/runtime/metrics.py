@@ -56,9 +56,7 @@ class MemorySummary:
         tokens, before = _tokens(memory, shape), _tokens(previous, shape)
         norm, norm_before = np.linalg.norm(tokens, axis=1), np.linalg.norm(before, axis=1)
         scale = norm * norm_before
-        cosine = np.divide(
-            (tokens * before).sum(1), scale, out=np.full(len(scale), math.nan), where=scale > 0
-        )
+        cosine = np.divide((tokens * before).sum(1), scale, out=np.ones(len(scale)), where=scale > 0)
         return cls(norm, 1 - cosine, tokens)
 
 
