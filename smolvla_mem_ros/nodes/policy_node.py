@@ -8,11 +8,9 @@ inference without a lock: a result is taken on that thread too, and ``Episode`` 
 from __future__ import annotations
 
 import secrets
-import sys
-from dataclasses import asdict
 from queue import SimpleQueue
+from typing import NoReturn
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -20,15 +18,16 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from smolvla_mem_ros.msg import MemoryState, PolicyStatus
 from smolvla_mem_ros.nodes import messages
 from smolvla_mem_ros.nodes.parameters import declare
+from smolvla_mem_ros.nodes.policy_report import PolicyReport
 from smolvla_mem_ros.nodes.running import run_node
 from smolvla_mem_ros.policy.checkpoint import CheckpointError, load_checkpoint, load_config
+from smolvla_mem_ros.policy.memory import Memory
 from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract, ContractError, load_contract
 from smolvla_mem_ros.runtime.engine import Engine
 from smolvla_mem_ros.runtime.episode import Episode, Request, Result
-from smolvla_mem_ros.runtime.metrics import LatencyWindow, MemorySummary
+from smolvla_mem_ros.runtime.metrics import MemorySummary
 from smolvla_mem_ros.runtime.observation import ObservationBuffer, Skip
 from smolvla_mem_ros.runtime.trajectory import TrajectorySegment
 from smolvla_mem_ros.runtime.worker import InferenceWorker
@@ -41,8 +40,8 @@ _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.
 class PolicyNode(LifecycleNode):
     """Runs one policy on one robot. See docs/policy_node.md for its interface."""
 
-    def __init__(self) -> None:
-        super().__init__("policy")
+    def __init__(self, **options) -> None:
+        super().__init__("policy", **options)
         declare(
             self, "checkpoint", "", "folder or hub name of a smolvla_mem or smolvla checkpoint", None, False
         )
@@ -59,16 +58,14 @@ class PolicyNode(LifecycleNode):
         declare(self, "publish_memory_tokens", False, "put the tokens into MemoryState", None, False)
 
         self._episode: Episode | None = None
+        self._buffer: ObservationBuffer | None = None
         self._active = False
         self._worker: InferenceWorker | None = None
-        self._closed_in_time = True
-        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._memory_state = self.create_publisher(MemoryState, "~/memory_state", 10)
-        self._status = self.create_publisher(PolicyStatus, "~/status", 10)
+        self._report = PolicyReport(self)
         self.create_service(StartEpisode, "~/start_episode", self._on_start_episode)
         self.create_service(Trigger, "~/reset_memory", self._on_reset_memory)
         self.create_service(Trigger, "~/stop_episode", self._on_stop_episode)
-        self._report_timer = self.create_timer(1.0, self._report)
+        self._report_timer = self.create_timer(1.0, self._report_status)
         if self.get_parameter("autostart").value:
             self._autostart_timer = self.create_timer(0.0, self._autostart)
 
@@ -92,10 +89,7 @@ class PolicyNode(LifecycleNode):
             Episode(contract),
             ObservationBuffer(contract, messages.decode_raw_image),
         )
-        self._inference_latency, self._command_latency = LatencyWindow(), LatencyWindow()
-        self._trajectories = 0
-        self._previous_memory = None
-        self._last_report = ("", "")
+        self._report.clear()
 
         self._results: SimpleQueue[Result] = SimpleQueue()
         self._result_arrived = self.create_guard_condition(self._take_results)
@@ -172,8 +166,8 @@ class PolicyNode(LifecycleNode):
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._closed_in_time &= self._worker.close()
-        self._worker = self._episode = None
+        self._worker.close()
+        self._worker = self._episode = self._buffer = None
         self.destroy_timer(self._timer)
         self.destroy_guard_condition(self._result_arrived)
         self.destroy_lifecycle_publisher(self._command)
@@ -186,13 +180,12 @@ class PolicyNode(LifecycleNode):
         self.close()
         return _SUCCESS
 
-    def close(self) -> bool:
-        """Stop the motion and the inference thread. False when an inference is still running."""
+    def close(self) -> None:
+        """Stop the motion and let the inference thread end."""
         self._end_work()
         if self._worker:
-            self._closed_in_time &= self._worker.close()
+            self._worker.close()
             self._worker = None
-        return self._closed_in_time
 
     def _end_work(self) -> None:
         if not self._active:
@@ -200,7 +193,7 @@ class PolicyNode(LifecycleNode):
         self._timer.cancel()
         self._publish_command(self._episode.stop(self._now()))
         self._active = False
-        self._report()
+        self._report_status()
 
     # Inputs -------------------------------------------------------------------------------------
 
@@ -238,13 +231,12 @@ class PolicyNode(LifecycleNode):
             now = self._now()
             before = self._episode.memory
             segment = self._episode.accept(result, now)
-            self._inference_latency.add(result.duration)
+            self._report.inference_latency.add(result.duration)
             if segment is not None:
                 self._publish_command(segment)
                 observation = result.request.observation
-                self._command_latency.add((self._now() - observation.oldest) / NANOSECONDS)
-                self._previous_memory = before
-                self._publish_memory(observation.stamp)
+                self._report.command_latency.add((self._now() - observation.oldest) / NANOSECONDS)
+                self._publish_memory(before, observation.stamp)
             elif result.error:
                 self.get_logger().error(result.error, throttle_duration_sec=2.0)
             self._report_change()
@@ -294,27 +286,13 @@ class PolicyNode(LifecycleNode):
         if segment is None or self.get_parameter("dry_run").value:
             return
         self._command.publish(messages.to_trajectory(segment))
-        self._trajectories += 1
+        self._report.trajectories += 1
 
-    def _publish_memory(self, stamp: int | None = None) -> None:
-        """After a commit, with the observation's stamp; without one, after a reset."""
-        episode, shape = self._episode, self._engine.memory_shape
-        if stamp is None:
-            self._previous_memory = None
-        summary = MemorySummary.of(episode.memory, self._previous_memory, shape)
-        message = MemoryState(
-            episode_id=episode.episode_id,
-            step=episode.step,
-            num_mem_tokens=shape[0],
-            hidden_size=shape[1],
-            norm=summary.norm.tolist(),
-            cosine_distance=summary.cosine_distance.tolist(),
-            last_reset=messages.to_time(episode.last_reset),
-        )
-        message.header.stamp = messages.to_time(episode.last_reset if stamp is None else stamp)
-        if self.get_parameter("publish_memory_tokens").value:
-            message.tokens = summary.tokens.ravel().tolist()
-        self._memory_state.publish(message)
+    def _publish_memory(self, before: Memory | None = None, stamp: int | None = None) -> None:
+        """After a commit, with the memory before and the observation's stamp; without, after a reset."""
+        summary = MemorySummary.of(self._episode.memory, before, self._engine.memory_shape)
+        with_tokens = self.get_parameter("publish_memory_tokens").value
+        self._report.memory(self._episode, summary, stamp, with_tokens)
 
     def _state(self) -> tuple[str, str]:
         """One word and the reason."""
@@ -326,55 +304,18 @@ class PolicyNode(LifecycleNode):
         return ("running" if episode.running else "idle"), episode.reason
 
     def _report_change(self) -> None:
-        state, reason = self._state()
-        # Ages in a reason change all the time; a new cause is worth a message, a new age is not.
-        if (state, bool(reason)) != self._last_report:
-            self._last_report = (state, bool(reason))
-            self._report()
+        self._report.on_change(*self._state(), self._episode, self._buffer)
 
-    def _report(self) -> None:
-        state, reason = self._state()
-        now = messages.to_time(self._now())
-        status = PolicyStatus(state=state, reason=reason)
-        status.header.stamp = now
-        if self._episode is not None:
-            counters = asdict(self._episode.counters)
-            for name, value in counters.items():
-                setattr(status, name, value)
-            status.episode_id, status.task = self._episode.episode_id, self._episode.task
-            status.images_received, status.trajectories = self._buffer.images_received, self._trajectories
-            ages = self._buffer.ages(self._now())
-            status.stream_names, status.stream_ages = list(ages), list(ages.values())
-        for name, window in (
-            ("inference", getattr(self, "_inference_latency", LatencyWindow())),
-            ("stamp_to_command", getattr(self, "_command_latency", LatencyWindow())),
-        ):
-            for percentile, seconds in asdict(window.percentiles()).items():
-                setattr(status, f"{name}_latency_{percentile}", seconds)
-        self._status.publish(status)
-        values = {
-            name.lstrip("_"): getattr(status, name.lstrip("_"))
-            for name in status.get_fields_and_field_types()
-            if name not in ("header", "stream_names", "stream_ages")
-        }
-        values |= {
-            f"age_{n}": f"{a:.3f}" for n, a in zip(status.stream_names, status.stream_ages, strict=True)
-        }
-        healthy = state in ("running", "idle") and (not reason or state == "idle")
-        level = DiagnosticStatus.OK if healthy else DiagnosticStatus.WARN
-        self._diagnostics.publish(
-            messages.diagnostics(
-                now, self.get_fully_qualified_name().strip("/"), level, reason or state, values
-            )
-        )
+    def _report_status(self) -> None:
+        self._report.status(*self._state(), self._episode, self._buffer)
 
     def _now(self) -> int:
         return self.get_clock().now().nanoseconds
 
 
-def main(args: list[str] | None = None) -> int:
-    return run_node(PolicyNode, args)
+def main(args: list[str] | None = None) -> NoReturn:
+    run_node(PolicyNode, args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

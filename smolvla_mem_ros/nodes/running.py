@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Protocol
+from typing import NoReturn
 
 import rclpy
 from rclpy.exceptions import InvalidParameterValueException, ParameterException
@@ -16,16 +16,10 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 
-class Closable(Protocol):
-    """A node that can end its work while it can still publish."""
+def run_node(make_node: Callable[[], Node], args: list[str] | None = None) -> NoReturn:
+    """Spin a node on one thread until SIGINT or SIGTERM, then ``close()`` it; ends the process.
 
-    def close(self) -> bool:
-        """End all work. False when a thread of it does not return in time."""
-
-
-def run_node(make_node: Callable[[], Node], args: list[str] | None = None) -> int:
-    """Spin a node on one thread until SIGINT or SIGTERM, then ``close()`` it and end with exit code 0.
-
+    A node ends with exit code 0, or by itself with the one that it puts into its ``exit_code``.
     rclpy's own handlers are not used: they shut the context down before a node could say goodbye.
     """
     stopping = False
@@ -36,24 +30,22 @@ def run_node(make_node: Callable[[], Node], args: list[str] | None = None) -> in
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    code = 0
     with rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO):
         try:
             node = make_node()
         except (InvalidParameterValueException, ParameterException) as error:
             print(f"cannot start: {error}", file=sys.stderr)
-            return 1
+            sys.exit(1)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        code = 0
         while not stopping and code == 0:
             executor.spin_once(timeout_sec=0.1)
             code = getattr(node, "exit_code", 0)
-        closed = node.close()
+        node.close()
         executor.shutdown(timeout_sec=0)
         node.destroy_node()
-    if not closed:
-        # A thread deep in a long computation would hold the interpreter back for seconds.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    # Everything is closed; unloading torch, or waiting for an inference, would take seconds more.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -26,7 +26,7 @@ def test_the_shipped_contract_fits_an_so100_checkpoint():
     ]
     radians = np.array([0, 0, 0, 0, np.pi, -0.1745])
     np.testing.assert_allclose(contract.units.from_radians(radians), [0, 0, 0, 0, 180, 0], atol=1e-9)
-    assert contract.memory_period == pytest.approx(1e9 / 3, abs=1)
+    assert contract.memory_period == 10 * contract.control_period == pytest.approx(1e9 / 3, abs=10)
 
 
 def test_cameras_take_the_order_of_the_checkpoint():
