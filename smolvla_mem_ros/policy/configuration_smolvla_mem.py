@@ -7,6 +7,7 @@ Reached from LeRobot's command line with
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from lerobot.configs import PreTrainedConfig
@@ -56,8 +57,8 @@ class SmolVLAMemConfig(SmolVLAConfig):
             problems.append(f"mem_update={self.mem_update!r} must be one of {', '.join(MEMORY_UPDATES)}")
         if not 0 < self.mem_ema_rate <= 1:
             problems.append(f"mem_ema_rate={self.mem_ema_rate} must lie in (0, 1]")
-        if not self.mem_token_scale > 0:
-            problems.append(f"mem_token_scale={self.mem_token_scale} must be positive")
+        if not 0 < self.mem_token_scale < math.inf:
+            problems.append(f"mem_token_scale={self.mem_token_scale} must be positive and finite")
         if self.mem_segments < 1:
             problems.append(f"mem_segments={self.mem_segments} must be 1 or more")
         if self.mem_stride is not None and self.mem_stride < 1:

@@ -270,16 +270,17 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
 
     def reset(self, rows: Tensor | None = None) -> None:
         """Forget the memory and the actions in hand; of the given rows (B,) bool of the batch, or of all."""
-        if rows is None or getattr(self, "_cursor", None) is None:
+        if rows is None:
             super().reset()
             self._memory: Memory | None = None
             self._chunk: Tensor | None = None
             self._cursor: Tensor | None = None
             return
-        rows = torch.as_tensor(rows, device=self._cursor.device)
-        self._cursor = torch.where(rows, self.config.n_action_steps, self._cursor)
         if self._memory is not None:
-            self._memory = self._memory.cleared(rows)
+            self._memory = self._memory.cleared(torch.as_tensor(rows, device=self._memory.filled.device))
+        if self._cursor is not None:
+            rows = torch.as_tensor(rows, device=self._cursor.device)
+            self._cursor = torch.where(rows, self.config.n_action_steps, self._cursor)
 
     @torch.no_grad()
     def infer(
@@ -367,7 +368,8 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
         Raises:
             ValueError: the time dimensions do not fit the configuration.
 
-        The gradient crosses the last ``mem_backprop_depth`` segment boundaries, as in RMT's own training.
+        The gradient crosses the last ``mem_backprop_depth`` segment boundaries, as in RMT's own training;
+        slots that are skipped do not count.
         State kept for ``select_action`` is never used.
         """
         if not self.config.num_mem_tokens:
@@ -375,10 +377,14 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
         config, model = self.config, self.model
         samples = self._unroll(batch)
         depth = samples.slots if config.mem_backprop_depth is None else config.mem_backprop_depth
+        # The gradient enters a segment from the one before if at most `depth` are left, itself included.
+        crossed = samples.valid.flip(1).cumsum(1).flip(1) <= depth
         memory = model.empty_memory(samples.valid.shape[0])
         total, count = 0.0, 0
         for slot in range(samples.slots):
-            before = memory.detach() if slot < samples.slots - depth else memory
+            before = memory.detach()
+            if crossed[:, slot].any():
+                before = memory.where(crossed[:, slot], before)
             body = tuple(part[:, slot] for part in samples.body)
             segment = slot - config.mem_anchor
             if segment < 0:
