@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop keeps its rate, survives what goes wrong with the arm, and never lets anything make it jump."""
+
+import time
+
+import numpy as np
+import pytest
+
+from smolvla_mem_ros.so100.arm import JOINTS, ArmConfig
+from smolvla_mem_ros.so100.driver import ArmError, ArmState
+from smolvla_mem_ros.so100.follower import Trajectory, TrajectoryPoint
+from smolvla_mem_ros.so100.loop import ArmLoop
+
+
+class FakeDriver:
+    """An arm that is at once where it is told to be; ``broken`` makes every call fail with that text."""
+
+    def __init__(self):
+        self.position = np.full(6, 0.1)
+        self.limits = (np.full(6, -9.0), np.full(6, 9.0))
+        self.repeated_reads = 0
+        self.broken = ""
+        self.calls = []
+        self.written = []
+
+    def _call(self, name):
+        self.calls.append(name)
+        if self.broken:
+            raise ArmError(self.broken)
+
+    def connect(self):
+        self._call("connect")
+
+    def engage(self):
+        self._call("engage")
+        return self.position.copy()
+
+    def release(self):
+        self._call("release")
+
+    def read(self):
+        self._call("read")
+        return ArmState(time.monotonic(), self.position.copy(), np.zeros(6))
+
+    def write(self, position):
+        self._call("write")
+        assert np.isfinite(position).all()
+        self.written.append((time.monotonic(), position.copy()))
+        self.position = position.copy()
+
+    def close(self, torque_off):
+        self.calls.append(f"close torque_off={torque_off}")
+
+
+class Rig:
+    def __init__(self, driver, **options):
+        self.driver, self.states, self.events = driver, [], []
+        settings = {"rate": 200.0, "command_timeout": 0.0, "torque_off_at_end": True, "dry_run": False}
+        self.loop = ArmLoop(
+            driver,
+            options.pop("config", ArmConfig()),
+            on_state=self.states.append,
+            on_event=lambda level, text: self.events.append((level, text)),
+            **settings | options,
+        )
+
+    def told(self, text):
+        return sum(text in event for _, event in self.events)
+
+
+def wait_until(condition, timeout=5.0):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def start():
+    rigs = []
+
+    def start(driver=None, connected=True, **options):
+        rig = Rig(driver or FakeDriver(), **options)
+        rigs.append(rig)
+        rig.loop.start()
+        if connected:
+            wait_until(lambda: rig.loop.status.connected)
+        return rig
+
+    yield start
+    for rig in rigs:
+        assert rig.loop.stop(2.0)
+
+
+def go(position, seconds=0.2):
+    return Trajectory(JOINTS, [TrajectoryPoint(seconds, [position] * 6)])
+
+
+def test_it_connects_holds_still_and_reports_the_measured_state(start):
+    rig = start()
+    wait_until(lambda: len(rig.states) > 20)
+    assert rig.loop.status.state == "holding"
+    assert all((position == 0.1).all() for _, position in rig.driver.written)
+    assert rig.driver.calls[:2] == ["connect", "engage"]
+
+
+def test_a_trajectory_is_followed_in_small_steps(start):
+    rig = start()
+    rig.loop.submit(go(0.5))
+    wait_until(lambda: rig.loop.status.state == "moving")
+    wait_until(lambda: rig.loop.status.state == "holding")
+    positions = np.array([position[0] for _, position in rig.driver.written])
+    assert positions[-1] == 0.5 and np.diff(positions).max() <= 3.0 * 0.1
+    assert rig.loop.status.accepted == 1
+
+
+def test_a_rejected_trajectory_is_told_once_and_changes_nothing(start):
+    rig = start()
+    for _ in range(5):
+        rig.loop.submit(Trajectory(JOINTS, []))
+    wait_until(lambda: rig.loop.status.rejected == 5)
+    assert rig.told("trajectory rejected: it has no points") == 1
+    assert "no points" in rig.loop.status.last_rejection
+    time.sleep(0.05)
+    assert all((position == 0.1).all() for _, position in rig.driver.written)
+
+
+def test_the_rate_is_kept_and_measured(start):
+    rig = start(rate=100.0)
+    time.sleep(2.2)
+    assert rig.loop.status.loop_rate == pytest.approx(100, rel=0.1)
+
+
+def test_periods_that_were_missed_are_counted_and_not_made_up_for(start):
+    rig = start(rate=100.0)
+    wait_until(lambda: len(rig.states) > 5)
+    slow, rig.driver.read = rig.driver.read, lambda: (time.sleep(0.1), slow())[1]
+    wait_until(lambda: rig.loop.status.missed_cycles >= 8)
+    rig.driver.read = slow
+    before = len(rig.driver.written)
+    time.sleep(0.3)
+    assert len(rig.driver.written) - before < 45
+
+
+# The arm goes and comes -------------------------------------------------------------------------
+
+
+def test_a_missing_arm_is_told_once_and_tried_again(start, monkeypatch):
+    monkeypatch.setattr("smolvla_mem_ros.so100.loop.RETRY_PERIOD", 0.05)
+    driver = FakeDriver()
+    driver.broken = "there is no serial port"
+    rig = start(driver, connected=False)
+    wait_until(lambda: driver.calls.count("connect") >= 4)
+    assert rig.told("there is no serial port") == 1
+    assert not rig.states and not rig.loop.status.connected
+    driver.broken = ""
+    wait_until(lambda: rig.loop.status.connected)
+    assert rig.told("connected and holding still") == 1
+
+
+def test_a_lost_arm_is_closed_reported_and_held_where_it_is_found_again(start, monkeypatch):
+    monkeypatch.setattr("smolvla_mem_ros.so100.loop.RETRY_PERIOD", 0.05)
+    rig = start()
+    rig.loop.submit(go(1.0, seconds=5.0))
+    wait_until(lambda: rig.loop.status.state == "moving")
+    rig.driver.broken = "the port is gone"
+    wait_until(lambda: not rig.loop.status.connected)
+    wait_until(lambda: rig.driver.calls.count("connect") > 3)
+    assert rig.told("the port is gone") == 1
+    assert "close torque_off=False" in rig.driver.calls
+    rig.driver.position = np.full(6, -0.2)
+    written = len(rig.driver.written)
+    rig.driver.broken = ""
+    wait_until(lambda: len(rig.driver.written) > written + 20)
+    assert all((position == -0.2).all() for _, position in rig.driver.written[written:])
+    assert rig.loop.status.connections == 2
+
+
+def test_trajectories_for_a_missing_arm_are_rejected_with_the_cause(start):
+    driver = FakeDriver()
+    driver.broken = "there is no serial port"
+    rig = start(driver, connected=False)
+    rig.loop.submit(go(0.5))
+    wait_until(lambda: rig.loop.status.rejected == 1)
+    assert rig.told("not connected: there is no serial port") == 1
+
+
+def test_a_defect_in_a_cycle_does_not_end_the_loop(start, monkeypatch):
+    monkeypatch.setattr("smolvla_mem_ros.so100.loop.RETRY_PERIOD", 0.05)
+    rig = start()
+    good, rig.driver.write = rig.driver.write, lambda position: 1 / 0
+    wait_until(lambda: rig.told("ZeroDivisionError in the control loop"))
+    rig.driver.write = good
+    wait_until(lambda: rig.loop.status.connected)
+
+
+def test_limits_that_do_not_meet_the_calibration_are_explained(start):
+    driver = FakeDriver()
+    driver.limits = (np.full(6, 5.0), np.full(6, 6.0))
+    rig = start(driver, connected=False)
+    wait_until(lambda: rig.told("position limits do not meet the calibrated ranges"))
+
+
+def test_an_arm_found_beyond_its_limits_is_held_and_named(start):
+    driver = FakeDriver()
+    driver.position = np.array([0, 2.5, 0, 0, 0, 0])
+    rig = start(driver)
+    wait_until(lambda: len(driver.written) > 5)
+    assert rig.told("shoulder_lift beyond its limits") == 1
+    assert all((position == [0, 2.5, 0, 0, 0, 0]).all() for _, position in driver.written)
+
+
+# Stopping ---------------------------------------------------------------------------------------
+
+
+def test_emergency_stop_holds_the_measured_position_until_it_is_cleared(start):
+    rig = start()
+    rig.loop.submit(go(1.0, seconds=2.0))
+    wait_until(lambda: rig.driver.position[0] > 0.2)
+    assert "stopped" in rig.loop.request("stop").result(1)
+    wait_until(lambda: rig.loop.status.state == "stopped")
+    stopped_at = rig.driver.position[0]
+    rig.loop.submit(go(0.9))
+    wait_until(lambda: rig.loop.status.rejected == 1)
+    assert rig.told("emergency stop") == 1
+    time.sleep(0.1)
+    assert rig.driver.position[0] == stopped_at < 1.0
+    rig.loop.request("clear").result(1)
+    rig.loop.submit(go(0.9))
+    wait_until(lambda: rig.driver.position[0] == 0.9)
+
+
+def test_no_write_moves_the_arm_later_than_one_period_after_a_stop(start):
+    rig = start(rate=100.0)
+    rig.loop.submit(go(1.5, seconds=5.0))
+    wait_until(lambda: rig.loop.status.state == "moving")
+    time.sleep(0.2)
+    asked = time.monotonic()
+    rig.loop.request("stop").result(1)
+    time.sleep(0.1)
+    times, positions = zip(*rig.driver.written, strict=True)
+    moves = np.flatnonzero(np.abs(np.diff([p[0] for p in positions])) > 0)
+    assert times[moves[-1] + 1] - asked < 0.015
+
+
+def test_an_emergency_stop_outlasts_the_loss_of_the_arm(start, monkeypatch):
+    monkeypatch.setattr("smolvla_mem_ros.so100.loop.RETRY_PERIOD", 0.05)
+    rig = start()
+    rig.driver.broken = "gone"
+    wait_until(lambda: not rig.loop.status.connected)
+    rig.loop.request("stop").result(1)
+    rig.driver.broken = ""
+    wait_until(lambda: rig.loop.status.state == "stopped")
+
+
+def test_torque_off_lets_go_and_stays_off_when_the_arm_returns(start, monkeypatch):
+    monkeypatch.setattr("smolvla_mem_ros.so100.loop.RETRY_PERIOD", 0.05)
+    rig = start()
+    assert "torque is off" in rig.loop.request("disable").result(1)
+    written = len(rig.driver.written)
+    rig.driver.position = np.full(6, -0.4)
+    rig.loop.submit(go(0.5))
+    wait_until(lambda: rig.told("torque is off; call ~/enable"))
+    rig.driver.broken = "gone"
+    wait_until(lambda: not rig.loop.status.connected)
+    rig.driver.broken = ""
+    wait_until(lambda: rig.loop.status.state == "torque off")
+    assert len(rig.driver.written) == written and rig.driver.calls.count("engage") == 1
+    rig.loop.request("enable").result(1)
+    wait_until(lambda: len(rig.driver.written) > written + 5)
+    assert all((position == -0.4).all() for _, position in rig.driver.written[written:])
+
+
+def test_requests_without_an_arm_are_answered_with_the_cause(start):
+    driver = FakeDriver()
+    driver.broken = "there is no serial port"
+    rig = start(driver, connected=False)
+    with pytest.raises(ArmError, match="no serial port"):
+        rig.loop.request("enable").result(2)
+    assert rig.loop.request("stop").result(2)
+
+
+@pytest.mark.parametrize("torque_off", [True, False])
+def test_the_end_leaves_torque_as_configured(start, torque_off):
+    rig = start(torque_off_at_end=torque_off)
+    started = time.monotonic()
+    assert rig.loop.stop()
+    assert time.monotonic() - started < 0.5
+    assert rig.driver.calls[-1] == f"close torque_off={torque_off}"
+
+
+def test_a_request_that_is_pending_at_the_end_is_answered_too(start):
+    rig = start()
+    slow = rig.driver.read
+    rig.driver.read = lambda: (time.sleep(0.2), slow())[1]
+    wait_until(lambda: rig.loop.status.missed_cycles > 5)
+    futures = [rig.loop.request("stop") for _ in range(3)]
+    rig.loop.stop()
+    assert all(future.done() for future in futures)
+
+
+# Time-outs and dry runs -------------------------------------------------------------------------
+
+
+def test_without_a_new_trajectory_the_measured_position_is_held_after_the_timeout(start):
+    rig = start(command_timeout=0.2)
+    rig.loop.submit(go(0.5, seconds=0.2))
+    wait_until(lambda: rig.loop.status.timeouts == 1)
+    blocked = np.full(6, 0.3)
+    assert rig.driver.position[0] == 0.5
+    rig.loop.submit(go(0.4, seconds=0.2))
+    wait_until(lambda: rig.loop.status.accepted == 2 and rig.loop.status.state == "holding")
+    rig.driver.read = lambda: ArmState(time.monotonic(), blocked, np.zeros(6))
+    wait_until(lambda: rig.loop.status.timeouts == 2)
+    wait_until(lambda: (rig.driver.written[-1][1] == blocked).all())
+    assert rig.told("no new trajectory for 0.2 s") == 2
+
+
+def test_a_dry_run_reads_and_follows_but_writes_nothing(start):
+    rig = start(dry_run=True)
+    rig.loop.submit(go(0.5, seconds=0.1))
+    wait_until(lambda: rig.loop.status.accepted == 1 and len(rig.states) > 30)
+    rig.loop.request("disable").result(1)
+    rig.loop.stop()
+    assert not {"write", "engage", "release"} & set(rig.driver.calls)
+    assert rig.driver.calls[-1] == "close torque_off=False"
