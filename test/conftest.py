@@ -21,13 +21,14 @@ def claim_domain():
         except BlockingIOError:
             lock.close()
             continue
-        return domain, lock
+        return domain, lock, folder
     raise RuntimeError(f"all ROS domains are taken by test processes; look at the locks in {folder}")
 
 
-domain, domain_lock = claim_domain()
+domain, domain_lock, domain_folder = claim_domain()
 os.environ["ROS_DOMAIN_ID"] = str(domain)
-os.environ["ROS_LOG_DIR"] = tempfile.mkdtemp(prefix="smolvla_mem_ros_logs_")
+os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"  # nor does another machine's test run get in
+os.environ["ROS_LOG_DIR"] = str(domain_folder / f"log_{domain}")
 os.environ["HF_HUB_OFFLINE"] = "1"
 # One thread each: two workers share the cores, and one thread is the faster for tiny models.
 os.environ["OMP_NUM_THREADS"] = "1"
