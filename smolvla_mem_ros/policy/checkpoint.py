@@ -50,19 +50,26 @@ def load_config(path: str | Path) -> SmolVLAMemConfig:
     looks_local = Path(name).is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1
     folder = Path(name).expanduser()
     if looks_local and not folder.is_dir():
-        raise CheckpointError(f"checkpoint folder {name} does not exist")
+        raise CheckpointError(
+            f"checkpoint folder {name} does not exist; name another, or write one there with "
+            "make_tiny_checkpoint"
+        )
     if folder.is_dir():
         name = str(folder)
         _check_folder(folder)
     try:
         config = PreTrainedConfig.from_pretrained(name)
     except Exception as error:
-        cause = _first_line(error)
-        raise CheckpointError(f"the configuration of checkpoint {name} cannot be read: {cause}") from error
-    if not isinstance(config, SmolVLAConfig):
+        if folder.is_dir():
+            raise CheckpointError(
+                f"the configuration of checkpoint {name} cannot be read: {_cause(error)}; correct config.json"
+            ) from error
         raise CheckpointError(
-            f"checkpoint {name} is a {config.type} policy; this node runs smolvla_mem and smolvla"
-        )
+            f"checkpoint {name} is no folder here, and the hub does not give it ({_cause(error)}); check the "
+            "name and the connection"
+        ) from error
+    if not isinstance(config, SmolVLAConfig):
+        raise CheckpointError(_wrong_type(name, config.type))
     try:
         return config if isinstance(config, SmolVLAMemConfig) else SmolVLAMemConfig.from_stock(config)
     except ValueError as error:
@@ -92,11 +99,14 @@ def load_checkpoint(path: str | Path, device: str = "auto", num_mem_tokens: int 
         config.num_mem_tokens = 0
     if not config.image_features or not config.robot_state_feature or not config.action_feature:
         raise CheckpointError(
-            f"checkpoint {name} names no cameras, no observation.state or no action in config.json"
+            f"checkpoint {name} names no cameras, no observation.state or no action in config.json; "
+            "use one that was trained with all three"
         )
     vlm = resolve_vlm(config.vlm_model_name, name)
+    # The checkpoint holds all weights; those of the backbone alone would be fetched to be overwritten.
+    config.load_vlm_weights = False
     try:
-        policy = SmolVLAMemPolicy.from_pretrained(name, config=config)
+        policy = SmolVLAMemPolicy.from_pretrained(name, config=config, strict=True)
         pre, post = make_pre_post_processors(
             config,
             pretrained_path=name,
@@ -106,7 +116,10 @@ def load_checkpoint(path: str | Path, device: str = "auto", num_mem_tokens: int 
             },
         )
     except Exception as error:
-        raise CheckpointError(f"checkpoint {name} cannot be loaded: {_first_line(error)}") from error
+        cure = "copy it again, whole, or train it again"
+        if not Path(vlm).is_dir():
+            cure = f"its backbone {vlm} is no folder here, so it must be on the hub or in the hub's cache"
+        raise CheckpointError(f"checkpoint {name} cannot be loaded: {_cause(error)}; {cure}") from error
     for parameter, value in policy.state_dict().items():
         if not torch.isfinite(value).all():
             raise CheckpointError(f"checkpoint {name} holds NaN or infinity in {parameter}; train it again")
@@ -117,19 +130,30 @@ def _check_folder(folder: Path) -> None:
     missing = [f for f in ("config.json", "model.safetensors") if not (folder / f).is_file()]
     if missing:
         pickled = [p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".pkl")]
-        hint = f"; {pickled[0]} is a pickle and is never opened, save it as safetensors" if pickled else ""
-        nested = folder / "pretrained_model"
-        hint = f"; did you mean {nested}?" if (nested / "config.json").is_file() else hint
-        raise CheckpointError(f"checkpoint folder {folder} has no {' and no '.join(missing)}{hint}")
+        hint = "a checkpoint is the folder pretrained_model that lerobot-train writes"
+        if pickled:
+            hint = f"{pickled[0]} is a pickle and is never opened, save it as safetensors"
+        if (folder / "pretrained_model" / "config.json").is_file():
+            hint = f"did you mean {folder / 'pretrained_model'}?"
+        raise CheckpointError(f"checkpoint folder {folder} has no {' and no '.join(missing)}; {hint}")
     if not (folder / "policy_preprocessor.json").is_file():
         raise CheckpointError(
             f"checkpoint folder {folder} has no policy_preprocessor.json, so how to normalise is unknown; "
             "checkpoints from before LeRobot 0.4 need lerobot's migrate_policy_normalization.py"
         )
     try:
-        json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'config.json'} is not JSON: {error}") from error
+        policy_type = json.loads((folder / "config.json").read_text())["type"]
+    except (ValueError, TypeError, KeyError) as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise CheckpointError(
+            f"{folder / 'config.json'} is not the configuration of a policy ({cause}); copy it again"
+        ) from error
+    if policy_type not in ("smolvla", "smolvla_mem"):
+        raise CheckpointError(_wrong_type(folder, policy_type))
+
+
+def _wrong_type(name: str | Path, policy_type: str) -> str:
+    return f"checkpoint {name} holds a policy of type {policy_type}; use one of type smolvla_mem or smolvla"
 
 
 def _device(name: str) -> str:
@@ -138,9 +162,14 @@ def _device(name: str) -> str:
     try:
         torch.zeros(1, device=name)
     except Exception as error:
-        raise CheckpointError(f"device {name} is not usable here ({_first_line(error)}); try cpu") from error
+        raise CheckpointError(f"device {name} is not usable here ({_cause(error)}); try cpu") from error
     return name
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _cause(error: Exception) -> str:
+    """What went wrong, on one line, with what the configuration itself objected to."""
+    text = str(error) or type(error).__name__
+    if isinstance(error.__cause__, ValueError):
+        text += f" ({error.__cause__})"
+    text = " ".join(text.split()).rstrip(".")
+    return text if len(text) < 300 else text[:300] + " ..."

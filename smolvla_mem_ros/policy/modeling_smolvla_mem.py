@@ -24,6 +24,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.common.vla_utils import make_att_2d_masks
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy, VLAFlowMatching
+from lerobot.policies.utils import log_model_loading_keys
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from lerobot.utils.device_utils import resolve_safetensors_device
 from safetensors.torch import load_model
@@ -257,13 +258,28 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
 
     @classmethod
     def _load_as_safetensor(cls, model, model_file, map_location, strict):
-        """Accept weights without a memory, and a memory that is switched off; nothing else may be missing."""
-        missing, _ = load_model(
-            model, model_file, strict=strict, device=resolve_safetensors_device(map_location)
-        )
-        lost = [key for key in missing if not key.startswith("model.mem_")]
-        if lost:
-            raise ValueError(f"{model_file} lacks {len(lost)} weights of this model, the first is {lost[0]}")
+        """Load weights that belong to this model, or raise ValueError.
+
+        Weights without any memory are a start for a model with one, unless ``strict``. Memory weights are
+        ignored where the memory is switched off.
+        """
+        device = resolve_safetensors_device(map_location)
+        missing, unexpected = load_model(model, model_file, strict=False, device=device)
+        memory = {key for key in model.state_dict() if key.startswith("model.mem_")}
+        if not strict and memory <= set(missing):
+            missing = set(missing) - memory
+        strange = {key for key in unexpected if key.startswith("model.mem_")}
+        log_model_loading_keys([], sorted(set(unexpected) - strange))
+        strange = strange if memory else set()
+        if missing or strange:
+            raise ValueError(
+                f"{model_file} does not fit its configuration: "
+                + "; ".join(
+                    f"{len(keys)} weights {what}, such as {min(keys)}"
+                    for what, keys in (("are missing", missing), ("are of another memory", strange))
+                    if keys
+                )
+            )
         return model
 
     # LeRobot's protocol -------------------------------------------------------------------------
