@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 
 from builtin_interfaces.msg import Time
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.serialization import deserialize_message
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -61,14 +59,3 @@ def decode_raw_image(item: tuple[type, bytes]):
     except Exception as error:
         raise ImageError(f"{len(raw)} bytes are no {kind.__name__}: {error}") from error
     return decode_image(message)
-
-
-def diagnostics(
-    stamp: Time, name: str, level: bytes, message: str, values: Mapping[str, object], hardware_id: str = ""
-) -> DiagnosticArray:
-    """One status in an array; ``values`` are turned into text."""
-    status = DiagnosticStatus(name=name, level=level, message=message, hardware_id=hardware_id)
-    status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
-    array = DiagnosticArray(status=[status])
-    array.header.stamp = stamp
-    return array

@@ -10,6 +10,7 @@ from rclpy.node import Node
 
 from smolvla_mem_ros.msg import MemoryState, PolicyStatus
 from smolvla_mem_ros.nodes import messages
+from smolvla_mem_ros.nodes.diagnostics import diagnostic_array
 from smolvla_mem_ros.runtime.episode import Episode
 from smolvla_mem_ros.runtime.metrics import LatencyWindow, MemorySummary
 from smolvla_mem_ros.runtime.observation import ObservationBuffer
@@ -88,10 +89,10 @@ class PolicyReport:
         for name in ("header", "state", "reason", "stream_names", "stream_ages"):
             del values[name]
         for stream, age in zip(message.stream_names, message.stream_ages, strict=True):
-            values[f"age_{stream}"] = f"{age:.3f}"
+            values[f"age_{stream}"] = age
         healthy = state == "idle" or (state == "running" and not reason)
         level = DiagnosticStatus.OK if healthy else DiagnosticStatus.WARN
         name = self._node.get_fully_qualified_name().lstrip("/")
         self._diagnostics.publish(
-            messages.diagnostics(message.header.stamp, name, level, reason or state, values)
+            diagnostic_array(message.header.stamp, name, level, reason or state, values, "")
         )

@@ -120,8 +120,8 @@ def make_tiny_checkpoint(
     *,
     seed: int = 0,
     steps: int = 120,
-    home: Sequence[float] = (0, 0, 0, 0, 0, 20),
-    spread: Sequence[float] = (25, 15, 15, 20, 30, 12),
+    home: Sequence[float] = (0, -34, 30, 63, -90, 30),
+    spread: Sequence[float] = (25, 10, 10, 12, 20, 12),
     progress: Callable[[int, int, float], None] | None = None,
     **changes,
 ) -> Path:
