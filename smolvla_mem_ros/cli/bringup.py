@@ -23,6 +23,8 @@ from smolvla_mem_ros.share import PACKAGE, share_path
 
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 
+MAKE_TINY = "python -m smolvla_mem_ros.cli.make_tiny_checkpoint"
+
 EXAMPLES = f"""examples:
   everything simulated:
     bringup sim:=true checkpoint:=outputs/tiny task:="put the cube in the box"
@@ -154,6 +156,11 @@ def process_list(arguments: BringupArguments) -> tuple[NodeSpec, ...]:
         file = getattr(arguments, name)
         if file and not Path(file).is_file():
             raise BringupError(f"{name} {file!r} is not there; give the path of a file, from here or from /.")
+    if is_missing_folder(arguments.checkpoint):
+        raise BringupError(
+            f"checkpoint {arguments.checkpoint!r} is not there; "
+            f"this makes a tiny one: {MAKE_TINY} {arguments.checkpoint}"
+        )
     if arguments.num_mem_tokens not in (-1, 0):
         raise BringupError(
             f"num_mem_tokens must be -1 (as trained) or 0 (memory off), not {arguments.num_mem_tokens}."
@@ -175,7 +182,7 @@ def process_list(arguments: BringupArguments) -> tuple[NodeSpec, ...]:
         if not arguments.checkpoint:
             raise BringupError(
                 "no policy is named: add checkpoint:=FOLDER (or a hub name); "
-                "this makes a tiny one: python -m smolvla_mem_ros.cli.make_tiny_checkpoint outputs/tiny"
+                f"this makes a tiny one: {MAKE_TINY} outputs/tiny"
             )
 
     def node(executable: str, name: str, **parameters: str | int | bool) -> NodeSpec:
@@ -191,6 +198,17 @@ def process_list(arguments: BringupArguments) -> tuple[NodeSpec, ...]:
     arm = node("so100_node", "so100", port=port, calibration=calibration)
     simulation = node("so100_sim", "so100_sim", port=port, calibration=calibration)
     return (*((simulation,) if arguments.sim else ()), arm, node("policy_node", "policy", **policy))
+
+
+def is_missing_folder(checkpoint: str) -> bool:
+    """Whether ``checkpoint`` can only be meant as a folder, and is not there.
+
+    A hub name is NAME or OWNER/NAME. The nodes would ask the hub for anything else too, and retry for long.
+    """
+    path = Path(checkpoint)
+    if not checkpoint or path.is_dir():
+        return False
+    return path.is_absolute() or checkpoint[0] in ".~" or len(path.parts) > 2 or path.parts[0] in os.listdir()
 
 
 def simulated_port(namespace: str) -> str:

@@ -66,6 +66,17 @@ def test_what_is_missing_may_stand_in_params_file(tmp_path):
     assert started["policy"].parameters == {"autostart": True}
 
 
+def test_a_checkpoint_may_be_a_folder_or_a_hub_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "tiny").mkdir(parents=True)
+    assert not any(
+        map(bringup.is_missing_folder, ("outputs/tiny", "outputs", "lerobot/smolvla_base", "name"))
+    )
+    assert all(
+        map(bringup.is_missing_folder, ("outputs/tinny", "/gone", "./name", "~/name", "one/two/three"))
+    )
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -79,6 +90,7 @@ def test_what_is_missing_may_stand_in_params_file(tmp_path):
         ({"checkpoint": "c", "log_level": "loud"}, r"log_level 'loud' is not one of debug, info"),
         ({"checkpoint": "c", "num_mem_tokens": "4"}, r"num_mem_tokens must be -1 .* or 0 .*, not 4"),
         ({"checkpoint": "c", "num_mem_tokens": "few"}, r"num_mem_tokens must be a whole number, not 'few'"),
+        ({"checkpoint": "./gone"}, r"checkpoint './gone' is not there; .*make_tiny_checkpoint ./gone"),
         ({"sim": "maybe"}, r"sim must be true or false, not 'maybe'"),
         ({"chekpoint": "c"}, r"no argument 'chekpoint'; did you mean 'checkpoint'\?"),
         ({"record": "bag"}, r"no argument 'record'; --show-args"),
