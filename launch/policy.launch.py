@@ -6,6 +6,7 @@ from dataclasses import fields
 
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
@@ -30,8 +31,16 @@ def render(spec: bringup.NodeSpec) -> Node:
         emulate_tty=True,
         sigterm_timeout="3",
         sigkill_timeout="2",
-        on_exit=[Shutdown(reason=f"{spec.name} ended")] if spec.required else [],
+        on_exit=end_all if spec.required else None,
     )
+
+
+def end_all(event: ProcessExited, context: LaunchContext) -> list:
+    # An error ends everything too, and makes `ros2 launch` return 1 as bringup does. A node that ends
+    # without one may just have seen Ctrl-C before launch did.
+    if event.returncode != 0 and not context.is_shutdown:
+        raise RuntimeError(f"{event.process_name} ended with exit code {event.returncode}; ending the others")
+    return [Shutdown(reason=f"{event.process_name} ended")]
 
 
 def start(context: LaunchContext) -> list:

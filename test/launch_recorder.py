@@ -8,12 +8,14 @@ launch file that uses anything else fails here too.
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 
 @dataclass
 class LaunchContext:
     launch_configurations: dict[str, str] = field(default_factory=dict)
+    is_shutdown: bool = False
 
 
 @dataclass
@@ -50,6 +52,10 @@ class Shutdown:
     reason: str
 
 
+class ProcessExited:
+    """Only names a type."""
+
+
 @dataclass
 class LaunchConfiguration:
     name: str
@@ -79,7 +85,7 @@ class Node:
     emulate_tty: bool
     sigterm_timeout: str
     sigkill_timeout: str
-    on_exit: list
+    on_exit: Callable | None
 
 
 def modules() -> dict[str, types.ModuleType]:
@@ -87,6 +93,8 @@ def modules() -> dict[str, types.ModuleType]:
     contents = {
         "launch": [LaunchContext, LaunchDescription],
         "launch.actions": [DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown],
+        "launch.events": [],
+        "launch.events.process": [ProcessExited],
         "launch.substitutions": [LaunchConfiguration],
         "launch_ros": [],
         "launch_ros.actions": [Node],

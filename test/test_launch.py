@@ -5,6 +5,7 @@ import importlib.util
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import launch_recorder
 import pytest
@@ -106,8 +107,21 @@ def test_a_node_that_ends_takes_the_others_with_it_on_bringups_timetable(launch_
     nodes = [action for action in actions if isinstance(action, launch_file.Node)]
     assert len(nodes) == 3
     for node in nodes:
-        assert [type(action) for action in node.given["on_exit"]] == [launch_file.Shutdown]
+        assert node.given["on_exit"] is launch_file.end_all
         assert (node.given["sigterm_timeout"], node.given["sigkill_timeout"]) == ("3", "2")
+
+
+@pytest.mark.parametrize(("returncode", "shutting_down"), [(0, False), (0, True), (-9, True)])
+def test_a_node_that_ends_on_ctrl_c_is_no_error(launch_file, returncode, shutting_down):
+    event = SimpleNamespace(returncode=returncode, process_name="policy_node-3")
+    (action,) = launch_file.end_all(event, SimpleNamespace(is_shutdown=shutting_down))
+    assert isinstance(action, launch_file.Shutdown)
+
+
+def test_a_node_that_crashes_is_an_error(launch_file):
+    event = SimpleNamespace(returncode=3, process_name="policy_node-3")
+    with pytest.raises(RuntimeError, match="policy_node-3 ended with exit code 3; ending the others"):
+        launch_file.end_all(event, SimpleNamespace(is_shutdown=False))
 
 
 def test_arguments_are_those_of_bringup(launch_file):
