@@ -13,7 +13,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import yaml
@@ -152,7 +152,10 @@ def process_list(arguments: BringupArguments) -> tuple[NodeSpec, ...]:
         )
     if arguments.log_level not in LOG_LEVELS:
         raise BringupError(f"log_level {arguments.log_level!r} is not one of {', '.join(LOG_LEVELS)}.")
-    for name in ("params_file", "contract", "calibration"):
+    # The shell expands ~ only at the start of a word, and here it stands after `:=`.
+    paths = ("params_file", "contract", "calibration", "checkpoint")
+    arguments = replace(arguments, **{name: os.path.expanduser(getattr(arguments, name)) for name in paths})
+    for name in paths[:3]:
         file = getattr(arguments, name)
         if file and not Path(file).is_file():
             raise BringupError(f"{name} {file!r} is not there; give the path of a file, from here or from /.")
@@ -208,7 +211,7 @@ def is_missing_folder(checkpoint: str) -> bool:
     path = Path(checkpoint)
     if not checkpoint or path.is_dir():
         return False
-    return path.is_absolute() or checkpoint[0] in ".~" or len(path.parts) > 2 or path.parts[0] in os.listdir()
+    return path.is_absolute() or checkpoint[0] == "." or len(path.parts) > 2 or path.parts[0] in os.listdir()
 
 
 def simulated_port(namespace: str) -> str:

@@ -66,15 +66,22 @@ def test_what_is_missing_may_stand_in_params_file(tmp_path):
     assert started["policy"].parameters == {"autostart": True}
 
 
+def test_a_home_folder_in_a_path_is_filled_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "arm.json").write_text("{}")
+    (tmp_path / "policy").mkdir()
+    started = specs(checkpoint="~/policy", calibration="~/arm.json")
+    assert started["policy"].parameters["checkpoint"] == str(tmp_path / "policy")
+    assert started["so100"].parameters["calibration"] == str(tmp_path / "arm.json")
+
+
 def test_a_checkpoint_may_be_a_folder_or_a_hub_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs" / "tiny").mkdir(parents=True)
     assert not any(
         map(bringup.is_missing_folder, ("outputs/tiny", "outputs", "lerobot/smolvla_base", "name"))
     )
-    assert all(
-        map(bringup.is_missing_folder, ("outputs/tinny", "/gone", "./name", "~/name", "one/two/three"))
-    )
+    assert all(map(bringup.is_missing_folder, ("outputs/tinny", "/gone", "./name", "one/two/three")))
 
 
 @pytest.mark.parametrize(
