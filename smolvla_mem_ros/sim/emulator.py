@@ -148,7 +148,12 @@ class Emulator:
                     return
 
     def _serve(self) -> bool:
-        data = os.read(self._link.fd, 4096)
+        if self._link.fd is None:  # a command that came together with the data has unplugged it
+            return True
+        try:
+            data = os.read(self._link.fd, 4096)
+        except BlockingIOError:  # ... and plugged it in again
+            return True
         answers = self._bus.feed(data)
         delay = self._latency + self._stall
         if self._baud:

@@ -25,17 +25,16 @@ from scservo_sdk import COMM_SUCCESS
 
 from smolvla_mem_ros.so100.arm import JOINTS, LEROBOT_UNITS, Calibration, CalibrationError
 
-# A read that took longer was held up somewhere; what came back may belong to the request before it.
-SLOW_READ = 0.03  # s
 READ_PATIENCE = 0.4  # s, after which an arm that does not answer properly is taken for lost
 QUIET = 0.015  # s without a byte after which a late answer is not expected any more
 # Without it the SDK spins on an empty port while it waits for an answer.
 READ_WAIT = 0.005  # s, the longest the port may block for
 HOLDING_TOLERANCE = 0.1  # rad
+CONNECT_TRIES = 2
 WRITE_TRIES = 3
 
-# What serial ports and the SDK raise when the device or an answer is missing.
-BUS_ERRORS = (ConnectionError, OSError, serial.SerialException, RuntimeError, termios.error)
+# What serial ports and the SDK raise when the device or an answer is missing, or the answer is another's.
+BUS_ERRORS = (ConnectionError, OSError, serial.SerialException, RuntimeError, termios.error, IndexError)
 
 
 class ArmError(Exception):
@@ -93,28 +92,18 @@ class So100Driver:
         self._ticks, self.limits = calibration.ticks, calibration.range
         self._gripper_ticks = (calibration.lower[-1], calibration.upper[-1])
         self._check_port()
-        # Not SOFollower.connect(): it would switch torque on before anything could be checked. These are
-        # the two calls it consists of, bus.connect() and (in engage) configure().
-        self._robot = SOFollower(
-            SOFollowerRobotConfig(
-                port=self._port,
-                id=self._path.stem,
-                calibration_dir=self._path.parent,
-                num_read_retries=0,  # its retries would hide that late bytes may follow
-            )
-        )
-        try:
-            self._robot.bus.connect()
-            self._serial.timeout = READ_WAIT
-            self._serial.exclusive = True
-            self._check_calibration()
-        except BUS_ERRORS as error:
-            text = self._explain_connect(error)
-            self.close(False)
-            raise ArmError(text) from error
-        except ArmError:
-            self.close(False)
-            raise
+        for tries_left in reversed(range(CONNECT_TRIES)):
+            try:
+                self._open()
+                return
+            except BUS_ERRORS as error:
+                text = self._explain(error)
+                self.close(False)
+                if not tries_left:
+                    raise ArmError(text) from error
+            except ArmError:
+                self.close(False)
+                raise
 
     def engage(self) -> np.ndarray:
         """Torque on, without a jump. Returns (6,) rad, where the servos are now told to be.
@@ -219,24 +208,24 @@ class So100Driver:
 
         The SDK takes any well-formed packet for the answer. When one comes late, after its request was given
         up, every read after it returns the one before. So bytes that wait before a request are thrown away,
-        and an answer that came slowly or next after a failure is not believed: the line falls silent, then
-        the question is asked again.
+        and after a failure the line must fall silent. The first answer then is not believed either, since
+        the late one may have come just behind that request.
         """
         self._serial.reset_input_buffer()
         failure, in_doubt = None, False
         deadline = time.monotonic() + READ_PATIENCE
-        while (started := time.monotonic()) < deadline:
+        while time.monotonic() < deadline:
             try:
                 answer = read()
-            except ConnectionError as error:
+            except (ConnectionError, IndexError) as error:
                 failure, in_doubt = error, True
             else:
-                if not in_doubt and time.monotonic() - started < SLOW_READ:
+                if not in_doubt:
                     return answer
                 in_doubt = False
             self.repeated_reads += 1
             self._wait_for_silence()
-        raise failure or ConnectionError(f"no answer within {SLOW_READ * 1000:g} ms")
+        raise failure
 
     def _wait_for_silence(self) -> None:
         deadline = time.monotonic() + 10 * QUIET
@@ -250,6 +239,22 @@ class So100Driver:
         return self._ticks.to_radians(ticks)
 
     # Checking -----------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        # Not SOFollower.connect(): it would switch torque on before anything could be checked. These are
+        # the two calls it consists of, bus.connect() and (in engage) configure().
+        self._robot = SOFollower(
+            SOFollowerRobotConfig(
+                port=self._port,
+                id=self._path.stem,
+                calibration_dir=self._path.parent,
+                num_read_retries=0,  # its retries would hide that late bytes may follow
+            )
+        )
+        self._robot.bus.connect()
+        self._serial.timeout = READ_WAIT
+        self._serial.exclusive = True
+        self._check_calibration()
 
     def _check_port(self) -> None:
         try:
@@ -281,13 +286,11 @@ class So100Driver:
             os.close(descriptor)
 
     def _check_calibration(self) -> None:
-        held = self._robot.bus.read_calibration()
-        differences = [
-            f"{joint} has {ours} in the file and {theirs} in the servo"
-            for joint in JOINTS
-            for ours, theirs in [(self._numbers(self._robot.calibration[joint]), self._numbers(held[joint]))]
-            if ours != theirs
-        ]
+        differences = self._calibration_differences()
+        if differences:
+            # A late answer would look the same; it is gone when the line has been silent.
+            self._wait_for_silence()
+            differences = self._calibration_differences()
         if differences:
             more = f", and {len(differences) - 1} more" if len(differences) > 1 else ""
             raise ArmError(
@@ -295,6 +298,12 @@ class So100Driver:
                 "this arm's own file, or write this one into the servos (by ENTER) with: "
                 + self._calibrate_command()
             )
+
+    def _calibration_differences(self) -> list[str]:
+        """In words, joint by joint."""
+        ours, theirs = self._robot.calibration, self._robot.bus.read_calibration()
+        pairs = [(joint, self._numbers(ours[joint]), self._numbers(theirs[joint])) for joint in JOINTS]
+        return [f"{joint} has {a} in the file and {b} in the servo" for joint, a, b in pairs if a != b]
 
     @staticmethod
     def _numbers(calibration) -> str:
@@ -312,7 +321,7 @@ class So100Driver:
         }
         return all((self._raw(register) == value).all() for register, value in expected.items())
 
-    def _explain_connect(self, error: Exception) -> str:
+    def _explain(self, error: Exception) -> str:
         bus = self._robot.bus
         if bus.is_connected:
             with contextlib.suppress(*BUS_ERRORS):

@@ -93,7 +93,7 @@ def test_after_a_late_answer_every_read_still_gets_its_own(driver, emulator, sta
             np.testing.assert_allclose(state.position, HOME, atol=0.05)
         bus = driver._robot.bus
         assert list(bus.sync_read("Present_Temperature").values()) == [30] * 6
-    assert driver.repeated_reads >= 3
+    assert driver.repeated_reads >= 3 * (stall > 0.05), "LeRobot waits 50 ms for an answer"
 
 
 def test_lerobot_alone_would_read_one_packet_behind(emulator, port, calibration):
@@ -145,7 +145,7 @@ def test_after_unplugging_it_can_connect_again_and_the_arm_has_not_moved(driver,
         driver.connect()
     before = moved_arm(emulator)
     emulator.command("plug")
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 10
     while not os.path.exists(port) and time.monotonic() < deadline:
         time.sleep(0.01)
     driver.connect()

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An SO-100 or SO-101 on a serial port: follows joint trajectories, publishes joint states.
+
+The executor's thread takes messages and service calls; the loop's thread alone touches the arm. What
+passes between them is a queue of immutable values. See docs/so100.md for the interface.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.duration import Duration
+from rclpy.exceptions import ParameterException
+from rclpy.node import Node
+from rclpy.time import Time
+from sensor_msgs.msg import JointState
+from std_srvs.srv import SetBool, Trigger
+from trajectory_msgs.msg import JointTrajectory
+
+from smolvla_mem_ros.nodes.diagnostics import diagnostic_array
+from smolvla_mem_ros.nodes.parameters import declare
+from smolvla_mem_ros.nodes.running import run_node
+from smolvla_mem_ros.so100.arm import JOINTS, ArmConfig
+from smolvla_mem_ros.so100.driver import ArmError, ArmState, So100Driver
+from smolvla_mem_ros.so100.follower import Trajectory, TrajectoryPoint
+from smolvla_mem_ros.so100.loop import LIMP, STOPPED, ArmLoop
+
+# Where LeRobot keeps the calibration of a follower with the id "so100".
+DEFAULT_CALIBRATION = "~/.cache/huggingface/lerobot/calibration/robots/so_follower/so100.json"
+ANSWER_TIMEOUT = 1.0  # s that a service call waits for the loop
+
+
+class So100Node(Node):
+    """See the module."""
+
+    def __init__(self) -> None:
+        super().__init__("so100")
+        self._declare_parameters()
+        parameter = {name: self.get_parameter(name).value for name in self._parameters}
+        self._port = parameter["port"]
+        self._joint_states = self.create_publisher(JointState, "joint_states", 10)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._loop = ArmLoop(
+            So100Driver(self._port, Path(parameter["calibration"])),
+            self._config(parameter),
+            rate=parameter["rate"],
+            command_timeout=parameter["command_timeout"],
+            torque_off_at_end=parameter["disable_torque_on_shutdown"],
+            dry_run=parameter["dry_run"],
+            on_state=self._publish_state,
+            on_event=self._log,
+        )
+        self.create_subscription(JointTrajectory, "so100/joint_trajectory", self._on_trajectory, 10)
+        self.create_service(SetBool, "~/enable", self._on_enable)
+        self.create_service(Trigger, "~/emergency_stop", self._on_emergency_stop)
+        self.create_service(Trigger, "~/clear_emergency_stop", self._on_clear_emergency_stop)
+        self.create_timer(1.0, self._report)
+        self._loop.start()
+
+    def close(self) -> bool:
+        """Ends the loop: the arm is let go of, or held, as the parameter says."""
+        closed = self._loop.stop()
+        self._report()
+        return closed
+
+    # Parameters ---------------------------------------------------------------------------------
+
+    def _declare_parameters(self) -> None:
+        declare(self, "port", "/dev/ttyACM0", "serial device of the arm; lerobot-find-port finds it")
+        declare(
+            self, "calibration", DEFAULT_CALIBRATION, "JSON file that lerobot-calibrate wrote for this arm"
+        )
+        declare(self, "rate", 100.0, "Hz at which the arm is read and commanded", (10.0, 500.0))
+        declare(
+            self,
+            "command_timeout",
+            1.0,
+            "s after a trajectory's end without another, until the measured position is held; 0: never",
+            (0.0, 3600.0),
+        )
+        declare(
+            self,
+            "disable_torque_on_shutdown",
+            True,
+            "let go of the arm at the end, so that it sinks; false: it stays held until its power goes",
+        )
+        declare(
+            self,
+            "allow_partial_joints_goal",
+            False,
+            "take trajectories that leave joints out; these stay put",
+        )
+        declare(self, "dry_run", False, "read the arm and check trajectories, but never move it")
+        declare(
+            self, "blend_time", ArmConfig().blend_time, "s for a new trajectory to take over", (0.01, 5.0)
+        )
+        limits = ArmConfig()
+        rows = zip(JOINTS, limits.lower, limits.upper, limits.max_velocity, strict=True)
+        for joint, lower, upper, velocity in rows:
+            declare(self, f"limits.{joint}.lower", float(lower), "rad, least position", (-6.3, 6.3))
+            declare(self, f"limits.{joint}.upper", float(upper), "rad, greatest position", (-6.3, 6.3))
+            declare(
+                self, f"limits.{joint}.velocity", float(velocity), "rad/s, greatest velocity", (0.01, 10.0)
+            )
+
+    def _config(self, parameter: dict) -> ArmConfig:
+        columns = [[parameter[f"limits.{joint}.{kind}"] for joint in JOINTS] for kind in _KINDS]
+        try:
+            return ArmConfig(*columns, parameter["allow_partial_joints_goal"], parameter["blend_time"])
+        except ValueError as error:
+            raise ParameterException(f"{error}; correct these parameters", "limits") from error
+
+    # To and from the loop -----------------------------------------------------------------------
+
+    def _on_trajectory(self, message: JointTrajectory) -> None:
+        points = tuple(
+            TrajectoryPoint(
+                p.time_from_start.sec + p.time_from_start.nanosec * 1e-9,
+                p.positions,
+                p.velocities,
+                p.accelerations,
+            )
+            for p in message.points
+        )
+        start = None
+        if message.header.stamp.sec or message.header.stamp.nanosec:
+            # The loop's clock does not jump when the system's is set.
+            now = self.get_clock().now()
+            stamp = Time.from_msg(message.header.stamp, clock_type=now.clock_type)
+            start = time.monotonic() - (now - stamp).nanoseconds * 1e-9
+        self._loop.submit(Trajectory(tuple(message.joint_names), points, start))
+
+    def _publish_state(self, state: ArmState) -> None:
+        age = Duration(nanoseconds=round((time.monotonic() - state.time) * 1e9))
+        message = JointState(name=JOINTS, position=state.position.tolist(), velocity=state.velocity.tolist())
+        message.header.stamp = (self.get_clock().now() - age).to_msg()
+        self._joint_states.publish(message)
+
+    def _log(self, level: str, text: str) -> None:
+        # One call each: rclpy does not let one line of code log at different levels.
+        logger = self.get_logger()
+        if level == "error":
+            logger.error(text)
+        elif level == "warn":
+            logger.warning(text)
+        else:
+            logger.info(text)
+
+    def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        return self._ask("enable" if request.data else "disable", response)
+
+    def _on_emergency_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        return self._ask("stop", response)
+
+    def _on_clear_emergency_stop(
+        self, request: Trigger.Request, response: Trigger.Response
+    ) -> Trigger.Response:
+        return self._ask("clear", response)
+
+    def _ask(self, command: str, response):
+        try:
+            response.message = self._loop.request(command).result(ANSWER_TIMEOUT)
+            response.success = True
+        except (ArmError, TimeoutError) as error:
+            response.message = str(error) or f"the arm's loop has not answered within {ANSWER_TIMEOUT:g} s"
+            response.success = False
+        self.get_logger().info(f"{command}: {response.message}")
+        return response
+
+    def _report(self) -> None:
+        status = self._loop.status
+        if not status.connected:
+            level, text = DiagnosticStatus.ERROR, status.last_error or "not connected yet"
+        else:
+            level = DiagnosticStatus.WARN if status.state in (STOPPED, LIMP) else DiagnosticStatus.OK
+            text = status.state
+        values = {"connected": status.connected} | asdict(status)
+        stamp = self.get_clock().now().to_msg()
+        name = self.get_fully_qualified_name().lstrip("/")
+        self._diagnostics.publish(diagnostic_array(stamp, name, level, text, values, self._port))
+
+
+_KINDS = ("lower", "upper", "velocity")
+
+
+def main(args: list[str] | None = None) -> int:
+    return run_node(So100Node, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

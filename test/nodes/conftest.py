@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes that end with the test, and probes that talk to them."""
+
+import os
+from pathlib import Path
+
+import pytest
+import rclpy
+from helpers import NodeProcess, Probe
+
+
+@pytest.fixture(scope="session")
+def calibration():
+    return Path(__file__).parents[2] / "config/calibration/so100_sim.json"
+
+
+@pytest.fixture(scope="module")
+def node_starter(tmp_path_factory):
+    """``start(module, parameters, arguments)``: nodes that last for the test module."""
+    nodes = []
+
+    def start(module, parameters, arguments=()):
+        nodes.append(NodeProcess(module, tmp_path_factory.mktemp("log"), parameters, arguments))
+        return nodes[-1]
+
+    yield start
+    for node in nodes:
+        if node.process.poll() is None:
+            node.end()
+
+
+@pytest.fixture
+def start_node(tmp_path):
+    """``start(module, parameters, arguments)``: nodes that last for one test."""
+    nodes = []
+
+    def start(module, parameters, arguments=()):
+        nodes.append(NodeProcess(module, tmp_path, parameters, arguments))
+        return nodes[-1]
+
+    yield start
+    for node in nodes:
+        if node.process.poll() is None:
+            node.process.kill()
+            node.process.wait()
+
+
+@pytest.fixture
+def make_probe():
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    probes = []
+
+    def make(namespace=""):
+        probes.append(Probe(context, namespace))
+        return probes[-1]
+
+    yield make
+    for probe in probes:
+        probe._executor.shutdown()
+        probe.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+@pytest.fixture
+def probe(make_probe):
+    return make_probe()
+
+
+@pytest.fixture
+def shared_probe(make_probe):
+    """For nodes that several tests share: they are in a namespace, away from those of single tests."""
+    return make_probe("shared")
+
+
+@pytest.fixture(scope="session")
+def transport_profile():
+    """Whether images travel in the package's own shared-memory profile."""
+    return "fastdds.xml" in os.environ.get("FASTDDS_DEFAULT_PROFILES_FILE", "")
