@@ -175,6 +175,89 @@ def test_padding_of_the_language_changes_nothing(make_policy, observe, noise_for
 # What sees what -----------------------------------------------------------------------------------
 
 
+# Two memory tokens around an image token, a word, a padded word and the state. Query rows, key columns; the
+# first line is what actions see, "." is blind. A row of padding sees nothing.
+SEES = {
+    # at_end, filled
+    (True, True): """
+        rr iw.s ..
+        rr iw.. ..  read
+        rr iw.. ..
+        rr iw.. ..  image
+        rr iw.. ..  word
+        .. .... ..  padding
+        rr iw.s ..  state
+        rr iw.s WW  write
+        rr iw.s WW
+    """,
+    (True, False): """
+        .. iw.s ..
+        rr iw.. ..  read
+        rr iw.. ..
+        .. iw.. ..  image
+        .. iw.. ..  word
+        .. .... ..  padding
+        .. iw.s ..  state
+        .. iw.s WW  write
+        .. iw.s WW
+    """,
+    (False, True): """
+        rr iw.s
+        rr iw.s  read, which also writes
+        rr iw.s
+        rr iw..  image
+        rr iw..  word
+        .. ....  padding
+        rr iw.s  state
+    """,
+    (False, False): """
+        .. iw.s
+        rr iw.s  read, which also writes
+        rr iw.s
+        .. iw..  image
+        .. iw..  word
+        .. ....  padding
+        .. iw.s  state
+    """,
+}
+
+
+@pytest.mark.parametrize("at_end", [True, False])
+def test_the_masks_and_positions_are_those_of_the_figure(make_policy, at_end):
+    model = make_policy(num_mem_tokens=2, mem_at_end=at_end).model
+    pad = torch.tensor([[True, True, False, True]]).expand(2, -1)
+    blocks = torch.tensor([[False, False, False, True]]).expand(2, -1)
+    filled = torch.tensor([True, False])
+    memory = Memory(torch.ones(2, 2, model.hidden_size), filled)
+    prefix = model.add_memory((torch.zeros(2, 4, model.hidden_size), pad, blocks), memory)
+    for row in range(2):
+        lines = SEES[at_end, bool(filled[row])].strip().splitlines()
+        width = prefix.embs.shape[1]
+        drawn = torch.tensor([[c != "." for c in line.replace(" ", "")[:width]] for line in lines])
+        assert torch.equal(prefix.visible[row], drawn[0])
+        assert torch.equal(prefix.attention[row], drawn[1:])
+    # Without memory the body keeps the positions of stock; padding takes no position of its own.
+    read, write = [[0, 1], [0, 1]], [[5, 6], [3, 4]] if at_end else [[], []]
+    body = [[2, 3, 3, 4], [0, 1, 1, 2]]
+    assert prefix.positions.tolist() == [r + b + w for r, b, w in zip(read, body, write, strict=True)]
+    assert torch.equal(prefix.embs[0, :2], memory.tokens[0] * model.hidden_size**0.5)
+
+
+@variants
+@pytest.mark.parametrize("prefix_length", [-1, 40])
+def test_the_new_memory_is_made_of_the_outputs_of_its_own_tokens(
+    make_policy, observe, update, at_end, prefix_length
+):
+    policy = make_policy(mem_update=update, mem_at_end=at_end, prefix_length=prefix_length)
+    model, body, memory = policy.model, embed(policy, observe(2)), random_memory(policy, 2)
+    with torch.no_grad():
+        outputs, _ = model.prefill(model.add_memory(body, memory))
+        n = policy.config.num_mem_tokens
+        assert outputs.shape[1] == body[0].shape[1] + (2 * n if at_end else n)
+        own = outputs[:, -n:] if at_end else outputs[:, :n]
+        assert torch.equal(model.write(body, memory).tokens, model.mem_update(memory, own).tokens)
+
+
 @variants
 def test_later_actions_depend_on_the_memory(make_policy, observe, noise_for, update, at_end):
     policy = make_policy(mem_update=update, mem_at_end=at_end)
@@ -296,6 +379,30 @@ def test_training_and_denoising_see_the_same(make_policy, observe, noise_for, at
         target = torch.zeros_like(noise)
         losses, _ = policy.model(embed(policy, observe(2)), target, memory, noise, torch.ones(2))
     torch.testing.assert_close(actions.pow(2), losses, rtol=1e-4, atol=1e-5)
+
+
+def test_learned_tokens_start_apart_and_as_loud_as_words(make_policy):
+    model = make_policy().model
+    words = model.vlm_with_expert.get_vlm_model().text_model.get_input_embeddings().weight
+    tokens = model.mem_tokens.detach()
+    torch.testing.assert_close(tokens.std(), words.std(), rtol=0.2, atol=0)
+    similarity = torch.nn.functional.cosine_similarity(tokens[:, None], tokens[None], dim=-1)
+    assert (similarity - torch.eye(len(tokens))).abs().max() < 0.5
+
+
+@variants
+def test_memory_is_neither_drowned_by_its_neighbours_nor_drowns_them(make_policy, observe, update, at_end):
+    """Measured: image 3.9, state 0.5, words 0.2; memory 2.0, after one write and after ten."""
+    policy = make_policy(mem_update=update, mem_at_end=at_end)
+    body = embed(policy, observe(1))
+    image = body[0][:, 0].pow(2).mean().sqrt()
+    memory = policy.model.empty_memory(1)
+    for _ in range(10):
+        with torch.no_grad():
+            memory = policy.model.write(body, memory)
+        read = policy.model.add_memory(body, memory).embs[:, : policy.config.num_mem_tokens]
+        loudness = read.detach().pow(2).mean(-1).sqrt()
+        assert (loudness / image).min() > 0.2 and (loudness / image).max() < 2
 
 
 # A pure function ----------------------------------------------------------------------------------

@@ -11,10 +11,14 @@ import pytest
 import torch
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
+from lerobot.policies.factory import make_policy as lerobot_make_policy
+from lerobot.policies.factory import make_pre_post_processors
+from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
 
 from smolvla_mem_ros.policy.checkpoint import load_checkpoint
 from smolvla_mem_ros.policy.configuration_smolvla_mem import MEMORY_UPDATES
 from smolvla_mem_ros.policy.memory import Memory
+from smolvla_mem_ros.policy.modeling_smolvla_mem import SmolVLAMemPolicy
 from smolvla_mem_ros.policy.processor_smolvla_mem import make_smolvla_mem_pre_post_processors
 
 CAMERA = "observation.images.front"
@@ -447,34 +451,60 @@ def test_a_policy_learns_to_remember(make_policy, update, at_end):
     assert 0.3 < forgotten < 0.7
 
 
+def test_lerobots_factory_builds_the_policy_for_a_dataset(make_config, dataset_folder):
+    config = make_config(mem_segments=2)
+    config.input_features, config.output_features = {}, {}
+    meta = LeRobotDataset("local/tiny", root=dataset_folder).meta
+    policy = lerobot_make_policy(config, ds_meta=meta)
+    assert type(policy) is SmolVLAMemPolicy
+    assert list(policy.config.input_features) == [CAMERA, STATE]
+
+    pre, _ = make_pre_post_processors(config, dataset_stats=meta.stats)
+    deltas = resolve_delta_timestamps(config, meta)
+    dataset = LeRobotDataset("local/tiny", root=dataset_folder, delta_timestamps=deltas)
+    loss, _ = policy.train()(collate(pre, [dataset[i] for i in (0, 5, FRAMES + 19)]))
+    loss.backward()
+    assert torch.isfinite(loss)
+
+
 @pytest.mark.slow
-def test_stock_lerobot_train_trains_saves_and_resumes(tmp_path, backbone, dataset_folder):
+def test_stock_lerobot_train_starts_from_stock_weights_saves_and_resumes(
+    tmp_path, backbone, dataset_folder, make_stock
+):
+    stock = make_stock(chunk_size=5, n_action_steps=4, max_state_dim=32, max_action_dim=32)
+    stock.save_pretrained(tmp_path / "stock")
+    for processor in make_smolvla_pre_post_processors(stock.config):
+        processor.save_pretrained(tmp_path / "stock")
     output = tmp_path / "run"
-    command = [sys.executable, "-m", "lerobot.scripts.lerobot_train"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
     def train(*arguments):
+        """In another working directory, as the plugin is found by its name alone."""
         done = subprocess.run(
-            [*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=100
-        )
+            [sys.executable, "-m", "lerobot.scripts.lerobot_train", *map(str, arguments)],
+            env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
     plugin = "--policy.discover_packages_path=smolvla_mem_ros.policy"
     train(
-        plugin, "--policy.type=smolvla_mem", "--policy.num_mem_tokens=2", "--policy.mem_segments=2",
-        f"--policy.vlm_model_name={backbone}", "--policy.load_vlm_weights=false", "--policy.num_vlm_layers=4",
-        "--policy.resize_imgs_with_padding=[96,96]", "--policy.chunk_size=5", "--policy.n_action_steps=4",
-        "--policy.train_expert_only=false", "--policy.freeze_vision_encoder=false", "--policy.device=cpu",
-        "--policy.push_to_hub=false", "--dataset.repo_id=local/tiny", f"--dataset.root={dataset_folder}",
-        "--dataset.use_imagenet_stats=false", f"--output_dir={output}", "--steps=3", "--save_freq=3",
-        "--batch_size=4", "--num_workers=0", "--log_freq=1", "--wandb.enable=false",
+        plugin, "--policy.type=smolvla_mem", f"--policy.pretrained_path={tmp_path / 'stock'}",
+        "--policy.num_mem_tokens=2", "--policy.mem_segments=2", f"--policy.vlm_model_name={backbone}",
+        "--policy.load_vlm_weights=false", "--policy.num_vlm_layers=4",
+        "--policy.expert_width_multiplier=1.0", "--policy.resize_imgs_with_padding=[96,96]", "--policy.chunk_size=5", "--policy.n_action_steps=4",
+        "--policy.device=cpu", "--policy.push_to_hub=false", "--dataset.repo_id=local/tiny",
+        f"--dataset.root={dataset_folder}", "--dataset.use_imagenet_stats=false", f"--output_dir={output}",
+        "--steps=3", "--save_freq=3", "--batch_size=4", "--num_workers=0", "--wandb.enable=false",
     )  # fmt: skip
     third = output / "checkpoints" / "000003" / "pretrained_model"
     checkpoint = load_checkpoint(third, "cpu")
     assert checkpoint.config.num_mem_tokens == 2
-    observation = {
-        CAMERA: torch.rand(3, 24, 24), STATE: torch.randn(3), "task": "reach the pad"
-    }  # fmt: skip
+    # By default only expert, state projection and memory are trained: the rest shows where it started.
+    weights = checkpoint.policy.state_dict()
+    frozen = {k: v for k, v in stock.state_dict().items() if ".vlm." in k}
+    assert frozen and all(torch.equal(weights[key], value) for key, value in frozen.items())
+
+    observation = {CAMERA: torch.rand(3, 24, 24), STATE: torch.randn(3), "task": "reach the pad"}
     actions, memory = checkpoint.policy.infer(checkpoint.preprocessor(observation))
     assert checkpoint.postprocessor(actions).shape == (1, 5, 3)
     assert memory.filled.all()
