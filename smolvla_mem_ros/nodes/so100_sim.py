@@ -18,6 +18,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 from std_srvs.srv import Trigger
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from smolvla_mem_ros.nodes.diagnostics import diagnostic_array
 from smolvla_mem_ros.nodes.parameters import declare
@@ -25,12 +26,14 @@ from smolvla_mem_ros.nodes.running import run_node
 from smolvla_mem_ros.share import share_path
 from smolvla_mem_ros.sim.cameras import Cameras
 from smolvla_mem_ros.sim.emulator_process import EmulatorDied, EmulatorProcess
-from smolvla_mem_ros.sim.scene import Scene
+from smolvla_mem_ros.sim.scene import HOME, Scene
+from smolvla_mem_ros.so100.arm import JOINTS
 
 CAMERAS = ("front", "wrist")
 # As sensor data is sent: a reader that is late gets the newest pictures, not the oldest.
 QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 JPEG_QUALITY = 90
+HOMING_TIME = 1.5  # s for a held arm to go home
 
 
 class So100Sim(Node):
@@ -64,6 +67,7 @@ class So100Sim(Node):
             c: self.create_publisher(CompressedImage, f"camera/{c}/image_raw/compressed", QOS)
             for c in CAMERAS
         }
+        self._home = self.create_publisher(JointTrajectory, "so100/joint_trajectory", 10)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._sent = dict.fromkeys(CAMERAS, 0)
         self._snapshot = self._emulator.snapshot()
@@ -96,7 +100,10 @@ class So100Sim(Node):
     def _on_reset_scene(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         try:
             self._emulator.reset()
-            response.success, response.message = True, "arm and blocks are back at their start"
+            # An arm that is held is its driver's: jumping home under it would only make it fight back.
+            self._home.publish(home_trajectory())
+            response.success = True
+            response.message = "the blocks are back at their places; a held arm is on its way home"
         except TimeoutError as error:
             response.success, response.message = False, str(error)
         except EmulatorDied as error:
@@ -140,6 +147,13 @@ def jpeg_message(picture, stamp, frame: str) -> CompressedImage:
     message.header.stamp, message.header.frame_id = stamp, frame
     message.data = array.array("B", encoded.tobytes())
     return message
+
+
+def home_trajectory() -> JointTrajectory:
+    """To the scene's start, from wherever the arm is."""
+    point = JointTrajectoryPoint(positions=list(HOME))
+    point.time_from_start.sec, point.time_from_start.nanosec = divmod(round(HOMING_TIME * 1e9), 10**9)
+    return JointTrajectory(joint_names=list(JOINTS), points=[point])
 
 
 def main(args: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import mujoco
 import numpy as np
 
-from smolvla_mem_ros.sim.scene import Scene
+from smolvla_mem_ros.sim.scene import HOME, Scene
 from smolvla_mem_ros.sim.servo_bus import Servo
 from smolvla_mem_ros.so100.arm import Calibration
 
@@ -44,17 +44,19 @@ class ArmPlant:
         self._servos = servos
         self._clock = clock
         self._rng = None if seed is None else np.random.default_rng(seed)
-        self.resets = -1
-        self.reset()
+        self.resets = 0
+        self._start(HOME)
 
     def reset(self) -> None:
-        """Arm and blocks to their start. Goals follow, so that servos with torque on stay there."""
+        """Blocks back to their places, and the arm too, unless torque holds it: then it is its driver's."""
         self.resets += 1
-        self._scene.reset(self._rng)
+        held = any(servo["Torque_Enable"] == 1 for servo in self._servos)
+        self._start(self._scene.arm_position if held else HOME)
+
+    def _start(self, arm: Sequence[float]) -> None:
+        self._scene.reset(self._rng, arm)
         self._target = self._scene.arm_position
         self._time = self._clock()
-        for servo, ticks in zip(self._servos, self._to_ticks(self._target), strict=True):
-            servo["Goal_Position"] = round(ticks) - servo["Homing_Offset"]
         self._measure()
 
     def advance(self) -> None:

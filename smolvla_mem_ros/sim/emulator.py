@@ -35,7 +35,7 @@ example:
   python -m smolvla_mem_ros.sim.emulator --port /tmp/ttySO100 --calibration config/calibration/so100_sim.json
 
 With --control it reads one command a line from standard input, and ends when that closes:
-  reset          arm and blocks back to their start
+  reset          blocks back to their places, and the arm too unless torque holds it
   unplug         the serial device vanishes
   plug           ... and comes back
   stall SECONDS  the next answer is late by this much

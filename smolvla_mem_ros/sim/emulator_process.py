@@ -67,7 +67,7 @@ class EmulatorProcess:
             raise EmulatorDied("the servo-bus emulator does not listen any more") from error
 
     def reset(self, timeout: float = 2.0) -> None:
-        """Arm and blocks to their start; returns when they are there. Raises EmulatorDied, TimeoutError."""
+        """As the emulator's command; returns when it is done. Raises EmulatorDied, TimeoutError."""
         before = self.wait_ready().resets
         self.command("reset")
         deadline = time.monotonic() + timeout

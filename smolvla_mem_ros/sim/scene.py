@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import mujoco
@@ -47,11 +48,11 @@ class Scene:
         """(J,) rad/s, a copy."""
         return self.data.qvel[self.dof_index]
 
-    def reset(self, rng: np.random.Generator | None = None) -> None:
-        """Arm to HOME, held there; blocks to their places, or with ``rng`` up to BLOCK_JITTER beside them."""
+    def reset(self, rng: np.random.Generator | None = None, arm: Sequence[float] = HOME) -> None:
+        """Arm to ``arm``, (J,) rad, held there; blocks to their places, or by ``rng`` BLOCK_JITTER off."""
         mujoco.mj_resetData(self.model, self.data)
-        self.data.qpos[self.qpos_index] = HOME
-        self.data.ctrl[:] = HOME
+        self.data.qpos[self.qpos_index] = arm
+        self.data.ctrl[:] = arm
         if rng is not None:
             for start in self._blocks:
                 self.data.qpos[start : start + 2] += rng.uniform(-BLOCK_JITTER, BLOCK_JITTER, 2)

@@ -12,6 +12,7 @@ from helpers import alive, stamp
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
+from smolvla_mem_ros.sim.scene import HOME
 from smolvla_mem_ros.so100.arm import JOINTS
 
 READY = "a simulated SO-100 is at"
@@ -77,7 +78,7 @@ def test_reset_scene_is_answered_when_it_is_done(sim, shared_probe):
     shared_probe.spin_until(lambda: "shared/so100_sim" in shared_probe.reports)
     before = int(shared_probe.reports["shared/so100_sim"]["resets"])
     answer = shared_probe.call(Trigger, "so100_sim/reset_scene")
-    assert answer.success and "back at their start" in answer.message
+    assert answer.success and "back at their places" in answer.message
     shared_probe.spin_until(lambda: int(shared_probe.reports["shared/so100_sim"]["resets"]) == before + 1)
 
 
@@ -108,7 +109,10 @@ def test_the_real_driver_moves_the_simulated_arm_and_the_cameras_show_it(
         lambda: int(shared_probe.reports["shared/so100_sim"]["servo_writes"]) > writes + 30
     )
 
-    shared_probe.call(Trigger, "so100_sim/reset_scene")
+    assert shared_probe.call(Trigger, "so100_sim/reset_scene").success
+    shared_probe.spin_until(lambda: np.abs(shared_probe.states[-1].position - np.array(HOME)).max() < 0.03)
+    shared_probe.spin(0.3)
+    np.testing.assert_allclose(shared_probe.states[-1].position, HOME, atol=0.03)
     assert node.end()[0] == 0
 
 

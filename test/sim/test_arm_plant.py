@@ -91,15 +91,20 @@ def test_torque_on_with_goal_at_present_does_not_move_the_arm():
     np.testing.assert_allclose(rig.measured(), before, atol=0.02)
 
 
-def test_reset_returns_the_arm_and_a_powered_arm_stays_there():
+@pytest.mark.parametrize("torque", [0, 1])
+def test_reset_returns_the_blocks_and_an_arm_that_is_not_held(torque):
     rig = Rig()
+    goal = [0.5, -0.3, 0.2, 0.9, 0.4, 1.0]
     rig.torque(1)
-    rig.order([0.5, -0.3, 0.2, 0.9, 0.4, 1.0])
-    rig.run(1.0)
+    rig.order(goal)
+    rig.run(1.5)
+    rig.torque(torque)
+    start = Scene().data.qpos[6:]
+    rig.scene.data.qpos[6:] += 0.05
     rig.plant.reset()
-    np.testing.assert_allclose(rig.measured(), HOME, atol=0.001)
+    np.testing.assert_array_equal(rig.scene.data.qpos[6:], start)
     rig.run(0.5)
-    np.testing.assert_allclose(rig.measured(), HOME, atol=0.02)
+    np.testing.assert_allclose(rig.measured(), goal if torque else HOME, atol=0.03)
     assert rig.plant.resets == 1
 
 
