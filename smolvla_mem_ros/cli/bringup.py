@@ -131,10 +131,6 @@ class NodeSpec:
     required: bool = True
 
     @property
-    def module(self) -> str:
-        return f"{PACKAGE}.nodes.{self.executable}"
-
-    @property
     def full_name(self) -> str:
         return "/".join(("", *filter(None, (self.namespace, self.name))))
 
@@ -241,7 +237,7 @@ def to_process(spec: NodeSpec, folder: Path) -> processes.Process:
     own = folder / f"{spec.name}.yaml"
     own.write_text(parameter_file_text(spec))
     files = [file for file in (spec.params_file, str(own)) if file]
-    command = [sys.executable, "-m", spec.module, "--ros-args"]
+    command = [sys.executable, "-m", f"{PACKAGE}.start", f"nodes.{spec.executable}", "--ros-args"]
     command += ["-r", f"__node:={spec.name}", "-r", f"__ns:=/{spec.namespace}"]
     command += [part for file in files for part in ("--params-file", file)]
     command += ["--log-level", spec.log_level]

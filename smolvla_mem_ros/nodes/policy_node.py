@@ -21,7 +21,7 @@ from trajectory_msgs.msg import JointTrajectory
 from smolvla_mem_ros.nodes import messages
 from smolvla_mem_ros.nodes.parameters import declare
 from smolvla_mem_ros.nodes.policy_report import PolicyReport
-from smolvla_mem_ros.nodes.running import run_node
+from smolvla_mem_ros.nodes.running import ended_at_once_by_signals, run_node
 from smolvla_mem_ros.policy.checkpoint import CheckpointError, load_checkpoint, load_config
 from smolvla_mem_ros.policy.memory import Memory
 from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract, ContractError, load_contract
@@ -79,7 +79,8 @@ class PolicyNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load checkpoint and contract. Refuses and names every problem when anything does not fit."""
         problems: list[str] = []
-        loaded = self._load(problems)
+        with ended_at_once_by_signals():
+            loaded = self._load(problems)
         if problems:
             self.get_logger().error("cannot configure: " + "; ".join(problems))
             return _FAILURE

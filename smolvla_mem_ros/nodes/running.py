@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 import rclpy
@@ -15,6 +16,27 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_stop: Callable | None = None
+
+
+@contextmanager
+def ended_at_once_by_signals() -> Iterator[None]:
+    """For long work before which nothing was commanded: a signal does not wait for its end.
+
+    Does nothing outside :func:`run_node`.
+    """
+    if _stop is None:
+        yield
+        return
+    for number in _SIGNALS:
+        signal.signal(number, lambda *_: os._exit(0))
+    try:
+        yield
+    finally:
+        for number in _SIGNALS:
+            signal.signal(number, _stop)
+
 
 def run_node(make_node: Callable[[], Node], args: list[str] | None = None) -> NoReturn:
     """Spin a node on one thread until SIGINT or SIGTERM, then ``close()`` it; ends the process.
@@ -22,13 +44,15 @@ def run_node(make_node: Callable[[], Node], args: list[str] | None = None) -> No
     A node ends with exit code 0, or by itself with the one that it puts into its ``exit_code``.
     rclpy's own handlers are not used: they shut the context down before a node could say goodbye.
     """
+    global _stop
     stopping = False
 
     def stop(*_) -> None:
         nonlocal stopping
         stopping = True
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    _stop = stop
+    for number in _SIGNALS:
         signal.signal(number, stop)
     code = 0
     with rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO):

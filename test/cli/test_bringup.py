@@ -118,7 +118,7 @@ def test_nodes_get_their_names_and_parameters_through_ros(calibration, tmp_path)
     values = {"checkpoint": "12", "task": "true", "autostart": "false", "params_file": str(file)}
     spec = specs(**values, calibration=calibration, namespace="/left/arm/")["policy"]
     process = bringup.to_process(spec, tmp_path)
-    assert process.command[1:3] == ("-m", "smolvla_mem_ros.nodes.policy_node")
+    assert process.command[1:4] == ("-m", "smolvla_mem_ros.start", "nodes.policy_node")
 
     with rclpy.init():
         node = rclpy.create_node(

@@ -2,7 +2,6 @@
 """Pins the policy node's conversation over DDS: commands only from fresh input, resets that hold."""
 
 import math
-import os
 import random
 import signal
 import subprocess
@@ -250,13 +249,15 @@ def test_it_can_be_deactivated_cleaned_up_and_started_again(running):
     scene.wait_for_commits(1)
 
 
+def start_process(checkpoint) -> subprocess.Popen:
+    command = [sys.executable, "-u", "-m", "smolvla_mem_ros.start", "nodes.policy_node", "--ros-args"]
+    command += ["-p", f"checkpoint:={checkpoint}", "-p", "autostart:=true"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_process_cleanly(checkpoint, number):
-    arguments = ["--ros-args", "-p", f"checkpoint:={checkpoint}", "-p", "autostart:=true"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "smolvla_mem_ros.nodes.policy_node", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ,
-    )  # fmt: skip
+    process = start_process(checkpoint)
     for line in process.stdout:
         if "loaded" in line:
             break
@@ -264,4 +265,13 @@ def test_a_signal_ends_the_process_cleanly(checkpoint, number):
     process.send_signal(number)
     rest = process.communicate(timeout=20)[0]
     assert process.returncode == 0 and time.monotonic() - began < 3
+    assert "Traceback" not in rest
+
+
+def test_a_signal_while_it_imports_and_loads_ends_it_quietly(checkpoint):
+    process = start_process(checkpoint)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=20)[0]
+    assert process.returncode == 0
     assert "Traceback" not in rest
