@@ -8,6 +8,7 @@ on the executor's one thread, which is also where the GL context lives.
 from __future__ import annotations
 
 import array
+import os
 import sys
 from pathlib import Path
 
@@ -53,6 +54,8 @@ class So100Sim(Node):
         self._port = parameter["port"]
         calibration = Path(parameter["calibration"] or share_path("config/calibration/so100_sim.json"))
         seed = [] if parameter["seed"] < 0 else [f"--seed={parameter['seed']}"]
+        # Mesa's software renderer on one thread: on all cores it makes the servo bus late 30 times a second.
+        os.environ.setdefault("LP_NUM_THREADS", "0")
         self._scene = Scene()
         self._emulator = EmulatorProcess(Path(self._port), calibration.expanduser(), *seed)
         try:
