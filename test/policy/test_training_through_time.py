@@ -491,8 +491,9 @@ def test_stock_lerobot_train_starts_from_stock_weights_saves_and_resumes(
         plugin, "--policy.type=smolvla_mem", f"--policy.pretrained_path={tmp_path / 'stock'}",
         "--policy.num_mem_tokens=2", "--policy.mem_segments=2", f"--policy.vlm_model_name={backbone}",
         "--policy.load_vlm_weights=false", "--policy.num_vlm_layers=4",
-        "--policy.expert_width_multiplier=1.0", "--policy.resize_imgs_with_padding=[96,96]", "--policy.chunk_size=5", "--policy.n_action_steps=4",
-        "--policy.device=cpu", "--policy.push_to_hub=false", "--dataset.repo_id=local/tiny",
+        "--policy.expert_width_multiplier=1.0", "--policy.resize_imgs_with_padding=[96,96]",
+        "--policy.chunk_size=5", "--policy.n_action_steps=4", "--policy.device=cpu",
+        "--policy.push_to_hub=false", "--dataset.repo_id=local/tiny",
         f"--dataset.root={dataset_folder}", "--dataset.use_imagenet_stats=false", f"--output_dir={output}",
         "--steps=3", "--save_freq=3", "--batch_size=4", "--num_workers=0", "--wandb.enable=false",
     )  # fmt: skip
