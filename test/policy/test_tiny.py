@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoProcessor
 from smolvla_mem_ros.policy.checkpoint import load_checkpoint
 from smolvla_mem_ros.policy.tiny import BACKBONE, CAMERAS, make_backbone, make_tiny_checkpoint
 
-HOME = (0, 0, 0, 0, 0, 20)
-SPREAD = (25, 15, 15, 20, 30, 12)
+HOME = (1, -20, 30, 60, -90, 25)
+SPREAD = (25, 10, 15, 20, 30, 12)
 
 
 def observation(task="sway gently"):
@@ -50,8 +50,9 @@ def test_no_file_names_the_place_it_was_made_in(tmp_path):
     assert "partial" not in text
 
 
-def test_actions_are_in_degrees_about_the_home_pose(tmp_path):
-    checkpoint = load_checkpoint(make_tiny_checkpoint(tmp_path / "made", steps=0), "cpu")
+def test_actions_lie_about_the_home_pose_in_its_units(tmp_path):
+    made = make_tiny_checkpoint(tmp_path / "made", steps=0, home=HOME, spread=SPREAD)
+    checkpoint = load_checkpoint(made, "cpu")
     mean = checkpoint.postprocessor(torch.zeros(1, 1, 6))[0, 0]
     torch.testing.assert_close(mean, torch.tensor(HOME, dtype=torch.float32))
     spread = checkpoint.postprocessor(torch.ones(1, 1, 6))[0, 0] - mean

@@ -468,6 +468,7 @@ def test_lerobots_factory_builds_the_policy_for_a_dataset(make_config, dataset_f
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_stock_lerobot_train_starts_from_stock_weights_saves_and_resumes(
     tmp_path, backbone, dataset_folder, make_stock
 ):
