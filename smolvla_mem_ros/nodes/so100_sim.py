@@ -8,8 +8,10 @@ on the executor's one thread, which is also where the GL context lives.
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -79,11 +81,19 @@ class So100Sim(Node):
         self.create_timer(1.0, self._report)
         self.get_logger().info(f"a simulated SO-100 is at {self._port}")
 
-    def close(self) -> bool:
+    def close(self) -> None:
         """Ends the emulator and gives the GL context back."""
+        self._wait_for_quiet_bus()
         self._emulator.close()
         self._cameras.close()
-        return True
+
+    def _wait_for_quiet_bus(self) -> None:
+        """When everything ends at once, the arm goes last: its driver must not find the port gone."""
+        before, deadline = -1, time.monotonic() + 0.6
+        with contextlib.suppress(EmulatorDied, RuntimeError):
+            while (packets := self._emulator.snapshot().packets) != before and time.monotonic() < deadline:
+                before = packets
+                time.sleep(0.05)
 
     def _send_pictures(self) -> None:
         try:
