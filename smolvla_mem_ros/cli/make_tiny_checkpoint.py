@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="where to write it; an older tiny checkpoint is replaced")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the training (default 0)")
-    parser.add_argument("--steps", type=int, default=120, help="training steps, 0 for random (default 120)")
+    parser.add_argument("--steps", type=int, default=200, help="training steps, 0 for random (default 200)")
     parser.add_argument("--num_mem_tokens", type=int, default=4, help="0 for stock SmolVLA (default 4)")
     parser.add_argument("--mem_update", choices=MEMORY_UPDATES, default="gated", help="default gated")
     args = parser.parse_args(argv)

@@ -119,8 +119,8 @@ def make_tiny_checkpoint(
     folder: str | Path,
     *,
     seed: int = 0,
-    steps: int = 120,
-    home: Sequence[float] = (0, -34, 30, 63, -90, 30),
+    steps: int = 200,
+    home: Sequence[float] = (-22, -34, 21, 63, -108, 30),
     spread: Sequence[float] = (25, 10, 10, 12, 20, 12),
     progress: Callable[[int, int, float], None] | None = None,
     **changes,
@@ -131,7 +131,8 @@ def make_tiny_checkpoint(
         folder: replaced when it already is such a checkpoint, refused when it is anything else.
         seed: of the weights and the brief training.
         steps: training steps on a gentle sway; 0 leaves the weights random.
-        home, spread: mean and standard deviation of each joint, in degrees and, for the gripper, 0-100.
+        home, spread: mean and standard deviation of each joint, in degrees and, for the gripper, 0-100;
+            by default the simulated arm starts on the circle about this mean.
         progress: called with (step, steps, loss).
         changes: fields of the configuration, such as ``num_mem_tokens``.
 
@@ -173,7 +174,7 @@ def make_tiny_checkpoint(
 
 
 def _train_sway(policy: SmolVLAMemPolicy, steps: int, rng: np.random.Generator, progress) -> None:
-    """Teach a chunk that leaves the present pose smoothly and circles the home pose.
+    """Teach a chunk that leaves the present pose smoothly and joins a circle about the home pose.
 
     A joint and its neighbour share a circle: the state then says where on it the arm is.
     """
@@ -182,19 +183,22 @@ def _train_sway(policy: SmolVLAMemPolicy, steps: int, rng: np.random.Generator, 
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(steps, 2))
     joints, batch = config.action_feature.shape[0], 8
-    observed = np.array([max(i, -200) for i in config.observation_delta_indices])
+    observed = np.array([max(i, -60) for i in config.observation_delta_indices])
     acted = np.array(config.action_delta_indices)
-    phase_per_frame = 2 * np.pi / 150
+    turn, growth = 2 * np.pi / 150, 1 / 30  # per frame
     policy.train()
     for step in range(steps):
         phase = rng.uniform(0, 2 * np.pi, (batch, 1, 1))
-        radius = rng.uniform(0.5, 1.0, (batch, 1, 1))
+        # Distance to the circle at the oldest frame.
+        gap = rng.uniform(-0.3, 0.6, (batch, 1, 1))
         quarter = (np.arange(joints) % 2 * np.pi / 2)[None, None]
 
-        def pose(frames, phase=phase, radius=radius, quarter=quarter):
-            return radius * np.cos(phase + phase_per_frame * frames[None, :, None] + quarter)
+        def pose(frames, phase=phase, gap=gap, quarter=quarter):
+            frames = frames[None, :, None]
+            radius = 1 - gap * np.exp(-growth * (frames - observed.min()))
+            return radius * np.cos(phase + turn * frames + quarter)
 
-        state = pose(observed) + rng.normal(0, 0.05, (batch, len(observed), joints))
+        state = pose(observed) + rng.normal(0, 0.08, (batch, len(observed), joints))
         sample = {
             "observation.state": torch.as_tensor(state, dtype=torch.float32),
             "action": torch.as_tensor(pose(acted), dtype=torch.float32),
@@ -202,8 +206,10 @@ def _train_sway(policy: SmolVLAMemPolicy, steps: int, rng: np.random.Generator, 
             "observation.language.attention_mask": torch.ones(batch, 6, dtype=torch.bool),
         }
         for key in config.image_features:
-            image = rng.uniform(0, 1, (batch, len(observed), 3, 6, 6)).astype(np.float32)
-            sample[key] = torch.as_tensor(image).repeat_interleave(16, -1).repeat_interleave(16, -2)
+            colour, contrast = rng.uniform(0, 1, (2, batch, len(observed), 3, 1, 1))
+            image = colour + contrast * rng.uniform(-0.5, 0.5, (batch, len(observed), 3, 6, 6))
+            image = torch.as_tensor(image.clip(0, 1), dtype=torch.float32)
+            sample[key] = image.repeat_interleave(16, -1).repeat_interleave(16, -2)
         if not config.num_mem_tokens:
             sample = {
                 k: v[:, 0] if k.startswith("observation.") and v.ndim in (3, 5) else v
