@@ -121,9 +121,20 @@ class So100Driver:
                 # Servos do not acknowledge this, so it is read back: an old goal would be a jump.
                 bus.sync_write("Goal_Position", dict(zip(JOINTS, present, strict=True)), normalize=False)
                 if (self._raw("Goal_Position") == present).all():
-                    self._robot.configure()
+                    self._configure()
                     return self._from_ticks(present)
             raise ConnectionError("the servos do not take the present position as their goal")
+
+    def _configure(self) -> None:
+        """LeRobot's configure(), which gives up at the first late answer; it can be run again."""
+        for left in reversed(range(WRITE_TRIES)):
+            try:
+                self._robot.configure()
+                return
+            except ConnectionError:
+                if not left:
+                    raise
+                self._wait_for_silence()
 
     def release(self) -> None:
         """Torque off: the arm sinks unless something carries it."""

@@ -166,7 +166,10 @@ def test_a_thousand_resets_and_starts_against_running_inference(make_scene, chec
     real = policy._engine.infer
     policy._worker._infer = lambda *args: (time.sleep(rng.choice((0, 0.01, 0.05))), real(*args))[1]
     assert scene.call("start_episode", task="sway").success
-    for _ in range(1000):
+    resets = 0
+    while resets < 1000 or policy._episode.counters.accepted < 20:
+        assert resets < 3000, policy._episode.counters
+        resets += 1
         # The node's own callbacks, called on its own thread between two of its callbacks.
         if rng.random() < 0.5:
             policy._on_reset_memory(None, type("Response", (), {})())
@@ -174,13 +177,13 @@ def test_a_thousand_resets_and_starts_against_running_inference(make_scene, chec
             request = type("Request", (), {"task": "sway"})()
             policy._on_start_episode(request, type("Response", (), {})())
         assert policy._episode.memory is None
-        scene.spin(rng.choice((0, 0, 0.01, 0.03, 0.12)))
+        scene.spin(rng.choice((0, 0, 0, 0.01, 0.03, 0.2)))
     scene.wait_for_commits(3)
     counters = policy._episode.counters
-    assert counters.dropped_epoch > 50 and counters.accepted > 15
-    assert counters.inferences == counters.accepted + counters.dropped_epoch + counters.failed
-    resets = {from_time(m.last_reset) for m in scene.robot.memories}
-    assert len(resets) > 1000 * 0.9
+    assert counters.dropped_epoch > 50
+    outcomes = (counters.accepted, counters.dropped_epoch, counters.dropped_late, counters.failed)
+    assert counters.inferences == sum(outcomes)
+    assert len({from_time(m.last_reset) for m in scene.robot.memories}) > 0.9 * resets
     previous = None
     for memory in scene.robot.memories:
         if previous is not None and memory.last_reset == previous.last_reset:

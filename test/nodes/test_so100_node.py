@@ -30,7 +30,7 @@ def trajectory(*rows, joints=JOINTS):
     return message
 
 
-def reaches(probe, goal, tolerance=0.03):
+def reaches(probe, goal, tolerance=0.05):
     probe.spin_until(
         lambda: probe.states and np.abs(probe.states[-1].position - np.array(goal)).max() < tolerance
     )
@@ -80,7 +80,7 @@ def test_a_published_trajectory_moves_the_arm_and_joint_states_show_it(arm, shar
     shared_probe.send(trajectory((0.5, (np.array(HOME) + goal) / 2), (1.0, goal)))
     reaches(shared_probe, goal)
     # The physics itself, a little wider than what was waited for: readings are rounded to ticks.
-    np.testing.assert_allclose(emulator.snapshot().qpos[:6], goal, atol=0.05)
+    np.testing.assert_allclose(emulator.snapshot().qpos[:6], goal, atol=0.07)
     assert emulator.snapshot().goal_writes > before + 50
 
     assert all(tuple(state.name) == JOINTS and len(state.velocity) == 6 for state in shared_probe.states)

@@ -284,6 +284,7 @@ def test_a_missing_port_and_a_file_are_told_apart(calibration, tmp_path):
 
 def test_a_port_in_use_is_left_alone(driver, emulator, port, calibration):
     driver.connect()
+    time.sleep(0.2)  # the emulator shares its counters a little later
     packets = emulator.snapshot().packets
     with pytest.raises(ArmError, match="another program is using"):
         So100Driver(port, calibration).connect()
