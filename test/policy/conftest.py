@@ -32,8 +32,9 @@ def make_config(backbone):
 
     def make(**changes):
         values = dict(
-            cameras=(CAMERA,), joints=3, chunk_size=5, n_action_steps=3, num_steps=3, mem_update="rmt"
-        )
+            cameras=(CAMERA,), joints=3, chunk_size=5, n_action_steps=3, num_steps=3, mem_update="rmt",
+            resize_imgs_with_padding=(64, 64),
+        )  # fmt: skip
         return tiny_config(backbone, **{**values, **changes})
 
     return make
