@@ -54,10 +54,13 @@ _FULL = dict(
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", "<fake_token_around_image>", "<image>",
             "<global-img>", "<end_of_utterance>")  # fmt: skip
 _SENTENCES = (
-    "pick up the red cube and put it in the box",
-    "reach the pad of the colour that the lamp showed",
-    "press the button and return to where you began",
     "sway gently",
+    "press the pad of the colour that the lamp showed",
+    "press one of three pads, of the colour that the lamp showed",
+    "wait for the flash, then press the pad of its colour",
+    "press the button and return to where you began",
+    "press two pads in the order of the flashes",
+    "find the pad of the colour that the lamp showed",
 )
 
 
@@ -73,7 +76,7 @@ def make_backbone(folder: str | Path, full_size: bool = False) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=list(_SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=480, special_tokens=list(_SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )  # fmt: skip
     tokenizer.train_from_iterator(_SENTENCES, trainer)
