@@ -25,7 +25,7 @@ class SmolVLAMemConfig(SmolVLAConfig):
     """Stock SmolVLA's fields, and those of the memory.
 
     Raises:
-        ValueError: a memory field is out of its range or asks for what this version cannot do.
+        ValueError: a memory field is out of its range.
     """
 
     # Memory tokens per segment; 0 is stock SmolVLA, bit for bit.
@@ -33,16 +33,22 @@ class SmolVLAMemConfig(SmolVLAConfig):
     # True: the memory is written by a block of its own after the state token, as in RMT (Bulatov et al.,
     # 2022). False: the outputs of the read block are the new memory.
     mem_at_end: bool = True
-    # LM-RMT's extra path: memory rows also attend to the previous segment's write keys and values.
+    # LM-RMT's extra path: memory rows, and only they, also attend at every VLM layer to the keys and values
+    # that the previous segment's write tokens had there.
     read_mem_from_cache: bool = False
     # rmt: M' = write output.  gated: M' = M + g * (Norm(W h) - M).  ema: M' = M + rate * (h - M).
     mem_update: str = "gated"
     mem_ema_rate: float = 0.1
     # RMS of a memory token before the factor sqrt(hidden size) that SmolVLA gives image and language tokens.
     mem_token_scale: float = 0.2
+    # Gaussian noise on the memory between segments, in training only, relative to mem_token_scale. What is
+    # remembered must then be restored by every write, and so it lasts longer than it was trained for.
+    mem_noise: float = 0.3
     # Segments unrolled in one training sample, and the frames between them (None: n_action_steps).
     mem_segments: int = 3
     mem_stride: int | None = None
+    # Optimizer steps over which the unrolled segments grow to mem_segments; 0: all from the start.
+    mem_curriculum_steps: int = 0
     # Segment boundaries that the gradient crosses; 0 detaches at each, None crosses all.
     mem_backprop_depth: int | None = None
     # Every training sample also carries the first frame of its episode (write only, no action loss).
@@ -59,15 +65,17 @@ class SmolVLAMemConfig(SmolVLAConfig):
             problems.append(f"mem_ema_rate={self.mem_ema_rate} must lie in (0, 1]")
         if not 0 < self.mem_token_scale < math.inf:
             problems.append(f"mem_token_scale={self.mem_token_scale} must be positive and finite")
+        if not 0 <= self.mem_noise < math.inf:
+            problems.append(f"mem_noise={self.mem_noise} must be 0 (none) or more, and finite")
         if self.mem_segments < 1:
             problems.append(f"mem_segments={self.mem_segments} must be 1 or more")
         if self.mem_stride is not None and self.mem_stride < 1:
             problems.append(f"mem_stride={self.mem_stride} must be 1 or more, or null for n_action_steps")
+        if self.mem_curriculum_steps < 0:
+            problems.append(f"mem_curriculum_steps={self.mem_curriculum_steps} must be 0 (none) or more")
         if self.mem_backprop_depth is not None and self.mem_backprop_depth < 0:
             depth = self.mem_backprop_depth
             problems.append(f"mem_backprop_depth={depth} must be 0 or more, or null for all")
-        if self.read_mem_from_cache:
-            problems.append("read_mem_from_cache=true is not available in this version; set it to false")
         if problems:
             raise ValueError("smolvla_mem configuration: " + "; ".join(problems))
 
@@ -81,6 +89,14 @@ class SmolVLAMemConfig(SmolVLAConfig):
     def stride(self) -> int:
         """Frames between two segments."""
         return self.mem_stride or self.n_action_steps
+
+    def segments_at(self, step: int) -> int:
+        """Segments unrolled after ``step`` optimizer steps: equal stages, all from the last on."""
+        if step >= self.mem_curriculum_steps:
+            return self.mem_segments
+        # The fewest of which one reads what another wrote; the anchor writes too.
+        fewest = min(1 if self.mem_anchor else 2, self.mem_segments)
+        return fewest + step * (self.mem_segments - fewest) // self.mem_curriculum_steps
 
     @property
     def segment_delta_indices(self) -> list[int]:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -18,41 +19,55 @@ class Memory:
     Args:
         tokens: (B, n, H) float32, the memory tokens; meaningless in rows that are not filled.
         filled: (B,) bool, rows that remember something. False at the start of an episode.
+        cache: (B, layers, 2, n, kv_heads, head_dim) float32, keys and values of the tokens that wrote it, at
+            each VLM layer; None unless the model has ``read_mem_from_cache``.
     """
 
     tokens: Tensor
     filled: Tensor
+    cache: Tensor | None = None
 
     @classmethod
-    def empty(cls, batch: int, n: int, hidden: int, device: torch.device | str = "cpu") -> Memory:
+    def empty(
+        cls,
+        batch: int,
+        n: int,
+        hidden: int,
+        device: torch.device | str = "cpu",
+        cache_shape: tuple[int, ...] | None = None,
+    ) -> Memory:
+        """Nothing remembered; ``cache_shape`` (layers, 2, n, kv_heads, head_dim) asks for a cache."""
         return cls(
             torch.zeros(batch, n, hidden, device=device),
             torch.zeros(batch, dtype=torch.bool, device=device),
+            None if cache_shape is None else torch.zeros(batch, *cache_shape, device=device),
         )
 
     def detach(self) -> Memory:
-        return Memory(self.tokens.detach(), self.filled)
+        return self._each(Tensor.detach)
 
     def rows(self, index: Tensor) -> Memory:
         """The rows that ``index`` (bool mask or indices) selects."""
-        return Memory(self.tokens[index], self.filled[index])
+        return self._each(lambda mine: mine[index])
 
     def with_rows(self, index: Tensor, new: Memory) -> Memory:
         """This memory with the rows at ``index`` replaced by ``new``, one for one; nothing in place."""
-        tokens, filled = self.tokens.clone(), self.filled.clone()
-        tokens[index], filled[index] = new.tokens, new.filled
-        return Memory(tokens, filled)
+        return self._each(lambda mine, theirs: mine.index_put((index,), theirs), new)
 
     def where(self, rows: Tensor, other: Memory) -> Memory:
         """This memory where ``rows`` (B,) is True, else ``other``; differentiable."""
-        return Memory(
-            torch.where(rows[:, None, None], self.tokens, other.tokens),
-            torch.where(rows, self.filled, other.filled),
+        return self._each(
+            lambda mine, theirs: torch.where(rows.view(-1, *[1] * (mine.ndim - 1)), mine, theirs), other
         )
 
     def cleared(self, rows: Tensor) -> Memory:
         """Nothing remembered where ``rows`` (B,) is True."""
-        return self.where(~rows, Memory(torch.zeros_like(self.tokens), torch.zeros_like(self.filled)))
+        return self.where(~rows, self._each(torch.zeros_like))
+
+    def _each(self, change: Callable[..., Tensor], *others: Memory) -> Memory:
+        """``change`` of each field, with the same field of ``others``; without a cache it stays without."""
+        values = [[getattr(memory, field.name) for memory in (self, *others)] for field in fields(self)]
+        return Memory(*(None if mine is None else change(mine, *theirs) for mine, *theirs in values))
 
 
 def normalised(x: Tensor, scale: float) -> Tensor:

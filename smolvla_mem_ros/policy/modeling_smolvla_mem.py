@@ -7,6 +7,8 @@ The prefix is ``[read n | images | language | state | write n]``, the suffix hol
   At the start of an episode nobody sees them and they shift no position: the model is then stock SmolVLA.
 * Write tokens see the whole prefix; nothing sees them. Their outputs become the next memory.
 * Memory never sees actions.
+* With ``read_mem_from_cache`` memory rows, and only they, also see the keys and values that the previous
+  segment's write tokens had at each VLM layer.
 
 With ``num_mem_tokens=0`` the model is LeRobot's own class and nothing here runs.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +26,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.common.vla_utils import make_att_2d_masks
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy, VLAFlowMatching
+from lerobot.policies.smolvla.smolvlm_with_expert import SmolVLMWithExpertModel
 from lerobot.policies.utils import log_model_loading_keys
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS, OBS_STATE
 from lerobot.utils.device_utils import resolve_safetensors_device
@@ -38,6 +41,62 @@ Body = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
+class CachedWrites:
+    """Keys and values of write tokens in one pass: of the previous segment, and for the next.
+
+    Args:
+        previous: (B, layers, 2, n, kv_heads, head_dim), the cache of the memory before the segment.
+        readers: (B, P) bool, the rows of the prefix that see them.
+        writers: the rows of the prefix whose own keys and values are kept.
+        kept: (B, 2, n, kv_heads, head_dim) for each layer that has run.
+    """
+
+    previous: Tensor
+    readers: Tensor
+    writers: slice
+    kept: list[Tensor] = field(default_factory=list)
+
+
+class SmolVLMWithCachedWrites(SmolVLMWithExpertModel):
+    """LeRobot's VLM and action expert for one pass in which some rows of the VLM also see cached ones.
+
+    A view: it shares all layers with ``vlm``, which stays as it is.
+    """
+
+    def __init__(self, vlm: SmolVLMWithExpertModel, writes: CachedWrites):
+        # Not nn.Module's, which would start without layers.
+        self.__dict__.update(vlm.__dict__)
+        self.writes = writes
+
+    def get_attention_interface(self):
+        """LeRobot asks for it once in each layer, to call it for the VLM and then, it may be, the expert."""
+        attend, writes = super().get_attention_interface(), self.writes
+        layer = len(writes.kept)
+
+        def attend_with_cache(attention, batch, head_dim, queries, keys, values):
+            if len(writes.kept) > layer:
+                return attend(attention, batch, head_dim, queries, keys, values)
+            # Keys keep the rotation they were used with. The block that writes stands at the same place in
+            # every segment (n further on once there is a memory), so what it wrote before is to it as near
+            # as its own.
+            own = torch.stack([keys[:, writes.writers], values[:, writes.writers]], dim=1)
+            writes.kept.append(own.float())
+            cached_keys, cached_values = writes.previous[:, layer].to(keys.dtype).unbind(1)
+            # Rows beyond the prefix are actions.
+            sees = F.pad(writes.readers, (0, queries.shape[1] - writes.readers.shape[1]))
+            return attend(
+                torch.cat([attention, sees[:, :, None].expand(-1, -1, cached_keys.shape[1])], dim=2),
+                batch,
+                head_dim,
+                queries,
+                torch.cat([keys, cached_keys], dim=1),
+                torch.cat([values, cached_values], dim=1),
+            )
+
+        return attend_with_cache
+
+
+@dataclass(frozen=True)
 class MemoryPrefix:
     """A prefix with its memory blocks.
 
@@ -46,12 +105,14 @@ class MemoryPrefix:
         attention: (B, P, P) bool, [b, q, k] True where query q sees key k.
         positions: (B, P) int64, rotary positions.
         visible: (B, P) bool, what the action suffix sees.
+        writes: what memory rows see of the previous segment; None without ``read_mem_from_cache``.
     """
 
     embs: Tensor
     attention: Tensor
     positions: Tensor
     visible: Tensor
+    writes: CachedWrites | None
 
 
 class MemoryFlowMatching(VLAFlowMatching):
@@ -86,10 +147,18 @@ class MemoryFlowMatching(VLAFlowMatching):
             module.requires_grad_(True)
 
     def empty_memory(self, batch: int) -> Memory:
-        return Memory.empty(batch, self.config.num_mem_tokens, self.hidden_size, self.mem_tokens.device)
+        n, cache_shape = self.config.num_mem_tokens, None
+        if self.config.read_mem_from_cache:
+            vlm, text = self.vlm_with_expert, self.vlm_with_expert.config.text_config
+            cache_shape = (vlm.num_vlm_layers, 2, n, text.num_key_value_heads, text.head_dim)
+        return Memory.empty(batch, n, self.hidden_size, self.mem_tokens.device, cache_shape)
 
     def add_memory(self, body: Body, memory: Memory) -> MemoryPrefix:
-        """Put the memory blocks around a stock prefix ``body``; ``memory`` has one row per row of it."""
+        """Put the memory blocks around a stock prefix ``body``; ``memory`` has one row per row of it.
+
+        Raises:
+            ValueError: ``memory`` lacks the cache that ``read_mem_from_cache`` reads.
+        """
         embs, pad, blocks = body
         n, batch, device = self.config.num_mem_tokens, embs.shape[0], embs.device
         filled = memory.filled
@@ -121,17 +190,34 @@ class MemoryFlowMatching(VLAFlowMatching):
         end = shift + pad.sum(1, keepdim=True)
         positions = torch.cat([count, shift + pad.cumsum(1) - 1] + [end + count] * tail, dim=1)
         visible = torch.cat([filled[:, None].expand(-1, n), pad] + [same_block] * tail, dim=1)
-        return MemoryPrefix(embs, attention, positions, visible)
+        writes = None
+        if self.config.read_mem_from_cache:
+            if memory.cache is None:
+                raise ValueError("read_mem_from_cache: this memory has no cache; hand in what infer returned")
+            own = torch.cat([ones, torch.zeros_like(pad)] + [ones] * tail, dim=1)
+            writes = CachedWrites(memory.cache, own & filled[:, None], self._written_rows(embs.shape[1]))
+        return MemoryPrefix(embs, attention, positions, visible, writes)
 
-    def update_memory(self, memory: Memory, prefix_out: Tensor) -> Memory:
-        """The memory after a segment, from the prefix outputs (B, P, H)."""
+    def _written_rows(self, length: int) -> slice:
+        """The rows of a prefix of ``length`` whose outputs become the next memory."""
         n = self.config.num_mem_tokens
-        written = prefix_out[:, -n:] if self.config.mem_at_end else prefix_out[:, :n]
-        return self.mem_update(memory, written.float())
+        return slice(length - n, length) if self.config.mem_at_end else slice(0, n)
+
+    def update_memory(self, memory: Memory, prefix: MemoryPrefix, prefix_out: Tensor) -> Memory:
+        """The memory after a segment, from the prefix that was run and its outputs (B, P, H)."""
+        written = prefix_out[:, self._written_rows(prefix_out.shape[1])]
+        after = self.mem_update(memory, written.float())
+        return after if prefix.writes is None else replace(after, cache=torch.stack(prefix.writes.kept, 1))
+
+    def _vlm(self, prefix: MemoryPrefix) -> SmolVLMWithExpertModel:
+        """What runs the prefix, alone or with actions."""
+        if prefix.writes is None:
+            return self.vlm_with_expert
+        return SmolVLMWithCachedWrites(self.vlm_with_expert, prefix.writes)
 
     def prefill(self, prefix: MemoryPrefix):
         """Run the prefix alone. Returns its outputs (B, P, H) and the key-value cache."""
-        (prefix_out, _), cache = self.vlm_with_expert.forward(
+        (prefix_out, _), cache = self._vlm(prefix).forward(
             attention_mask=prefix.attention,
             position_ids=prefix.positions,
             past_key_values=None,
@@ -142,7 +228,8 @@ class MemoryFlowMatching(VLAFlowMatching):
 
     def write(self, body: Body, memory: Memory) -> Memory:
         """The memory after a segment of which no action is wanted."""
-        return self.update_memory(memory, self.prefill(self.add_memory(body, memory))[0])
+        prefix = self.add_memory(body, memory)
+        return self.update_memory(memory, prefix, self.prefill(prefix)[0])
 
     def forward(
         self, body: Body, actions: Tensor, memory: Memory, noise=None, time=None
@@ -181,7 +268,7 @@ class MemoryFlowMatching(VLAFlowMatching):
         )
         offset = prefix.visible.sum(1, keepdim=True)
         positions = torch.cat([prefix.positions, offset + suffix_pad.cumsum(1) - 1], dim=1)
-        (prefix_out, suffix_out), _ = self.vlm_with_expert.forward(
+        (prefix_out, suffix_out), _ = self._vlm(prefix).forward(
             attention_mask=attention,
             position_ids=positions,
             past_key_values=None,
@@ -189,7 +276,7 @@ class MemoryFlowMatching(VLAFlowMatching):
             use_cache=False,
         )
         v_t = self.action_out_proj(suffix_out[:, -self.config.chunk_size :].float())
-        return F.mse_loss(u_t, v_t, reduction="none"), self.update_memory(memory, prefix_out)
+        return F.mse_loss(u_t, v_t, reduction="none"), self.update_memory(memory, prefix, prefix_out)
 
     def sample_actions(
         self,
@@ -224,7 +311,7 @@ class MemoryFlowMatching(VLAFlowMatching):
             rtc_enabled=self._rtc_enabled(),
             **{k: kwargs.get(k) for k in ("inference_delay", "prev_chunk_left_over", "execution_horizon")},
         )
-        return actions, self.update_memory(memory, prefix_out)
+        return actions, self.update_memory(memory, prefix, prefix_out)
 
 
 class SmolVLAMemPolicy(SmolVLAPolicy):
@@ -240,6 +327,9 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
         self.init_rtc_processor()
         model_class = MemoryFlowMatching if config.num_mem_tokens else VLAFlowMatching
         self.model = model_class(config, rtc_processor=self.rtc_processor)
+        # Optimizer steps done, for the curriculum: in the checkpoint, so that a resumed run goes on with it.
+        counted = config.num_mem_tokens and config.mem_curriculum_steps
+        self.register_buffer("mem_steps", torch.zeros((), dtype=torch.int64) if counted else None)
         self.reset()
 
     @classmethod
@@ -261,15 +351,17 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
         """Load weights that belong to this model, or raise ValueError.
 
         Weights without any memory are a start for a model with one, unless ``strict``. Memory weights are
-        ignored where the memory is switched off.
+        ignored where the memory is switched off. The steps of the curriculum are no weight: where they are
+        missing they start at 0, where there is no curriculum they are ignored.
         """
         device = resolve_safetensors_device(map_location)
-        missing, unexpected = load_model(model, model_file, strict=False, device=device)
+        loaded = load_model(model, model_file, strict=False, device=device)
+        missing, unexpected = (set(keys) - {"mem_steps"} for keys in loaded)
         memory = {key for key in model.state_dict() if key.startswith("model.mem_")}
-        if not strict and memory <= set(missing):
-            missing = set(missing) - memory
+        if not strict and memory <= missing:
+            missing -= memory
         strange = {key for key in unexpected if key.startswith("model.mem_")}
-        log_model_loading_keys([], sorted(set(unexpected) - strange))
+        log_model_loading_keys([], sorted(unexpected - strange))
         strange = strange if memory else set()
         if missing or strange:
             raise ValueError(
@@ -368,13 +460,23 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
 
     # Training through time ----------------------------------------------------------------------
 
+    @property
+    def segments(self) -> int:
+        """Segments that :meth:`forward` unrolls now."""
+        return self.config.segments_at(0 if self.mem_steps is None else int(self.mem_steps))
+
+    def update(self) -> None:
+        """LeRobot's hook after each optimizer step: counts it, where there is a curriculum."""
+        if self.mem_steps is not None:
+            self.mem_steps += 1
+
     def forward(self, batch: dict[str, Tensor], noise=None, time=None, reduction: str = "mean"):
-        """Loss over ``mem_segments`` segments of one episode, the memory flowing through them.
+        """Loss over the newest :attr:`segments` of one episode, the memory flowing through them.
 
         Args:
             batch: preprocessed sample with the time dimensions that the configuration's delta indices ask
                 for: observations (B, [anchor +] S, ...), actions (B, 1 + (S - 1) * stride + chunk, A).
-            noise: (B, S, chunk, max_action_dim) or None.
+            noise: (B, S, chunk, max_action_dim) or None; as time, of which the newest are used.
             time: (B, S) or None.
             reduction: "mean", or "none" for one loss per sample (B,).
 
@@ -395,6 +497,7 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
         depth = samples.slots if config.mem_backprop_depth is None else config.mem_backprop_depth
         # The gradient enters a segment from the one before if at most `depth` are left, itself included.
         crossed = samples.valid.flip(1).cumsum(1).flip(1) <= depth
+        segments = samples.slots - config.mem_anchor
         memory = model.empty_memory(samples.valid.shape[0])
         total, count = 0.0, 0
         for slot in range(samples.slots):
@@ -412,15 +515,21 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
                     body,
                     samples.actions[:, window],
                     before,
-                    None if noise is None else noise[:, segment],
-                    None if time is None else time[:, segment],
+                    None if noise is None else noise[:, segment - segments],
+                    None if time is None else time[:, segment - segments],
                 )
                 use = samples.valid[:, slot, None] & ~samples.action_is_pad[:, window]
                 losses = losses[:, :, : config.action_feature.shape[0]] * use[:, :, None]
                 total = total + losses.sum(dim=(1, 2))
                 count = count + use.sum(1) * losses.shape[2]
             memory = after.where(samples.valid[:, slot], before)
-        log = {"memory_rms": memory.tokens.detach().pow(2).mean().sqrt().item()}
+            if self.training and config.mem_noise:
+                noisy = memory.tokens + config.mem_noise * config.mem_token_scale * torch.randn_like(
+                    memory.tokens
+                )
+                memory = replace(memory, tokens=noisy)
+        rms = memory.tokens.detach().pow(2).mean().sqrt().item()
+        log = {"memory_rms": rms, "memory_segments": segments}
         if reduction == "none":
             loss = total / count.clamp_min(1)
             return loss, {**log, "loss": loss.mean().item()}
@@ -431,14 +540,14 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
     class _Samples:
         body: Body  # (B, slots, L, H), (B, slots, L), (B, slots, L)
         valid: Tensor  # (B, slots): False where the slot must be skipped
-        actions: Tensor  # (B, 1 + (S - 1) * stride + chunk, max_action_dim)
+        actions: Tensor  # (B, 1 + (segments - 1) * stride + chunk, max_action_dim)
         action_is_pad: Tensor  # the same without its last dimension
         slots: int
 
     def _unroll(self, batch: dict[str, Tensor]) -> _Samples:
         """Embed all images of all segments in one go; only the memory has to wait for its turn."""
         config = self.config
-        state, actions = batch[OBS_STATE], self.prepare_action(batch)
+        state, actions = batch[OBS_STATE], batch[ACTION]
         slots = len(config.observation_delta_indices)
         length = len(config.action_delta_indices)
         if state.ndim != 3 or state.shape[1] != slots or actions.shape[1] != length:
@@ -448,7 +557,9 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
                 f"{config.chunk_size}), but the batch holds observation.state {tuple(state.shape)} and "
                 f"action {tuple(actions.shape)}: load the dataset with this policy's delta indices"
             )
-        size = state.shape[0]
+        batch = self._newest(batch, self.segments)
+        state, actions = batch[OBS_STATE], self.prepare_action(batch)
+        (size, slots), length = state.shape[:2], actions.shape[1]
         flat = {k: v.flatten(0, 1) for k, v in batch.items() if k == OBS_STATE or k in config.image_features}
         if config.adapt_to_pi_aloha:
             flat[OBS_STATE] = self._pi_aloha_decode_state(flat[OBS_STATE])
@@ -469,6 +580,21 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
             valid = torch.cat([~is_first.any(1, keepdim=True), valid[:, 1:]], dim=1)
         body = tuple(part.unflatten(0, (size, slots)) for part in body)
         return self._Samples(body, valid, actions, action_is_pad, slots)
+
+    def _newest(self, batch: dict[str, Tensor], segments: int) -> dict[str, Tensor]:
+        """The sample as ``mem_segments=segments`` would have asked for it, from the one that was loaded."""
+        config = self.config
+        older = config.mem_segments - segments
+        if not older:
+            return batch
+        slots = [0] * config.mem_anchor + list(range(-segments, 0))
+        observed = {OBS_STATE, f"{OBS_STATE}_is_pad", *config.image_features} & batch.keys()
+        acted = {ACTION, f"{ACTION}_is_pad"} & batch.keys()
+        return {
+            **batch,
+            **{key: batch[key][:, slots] for key in observed},
+            **{key: batch[key][:, older * config.stride :] for key in acted},
+        }
 
 
 def resolve_vlm(name: str, checkpoint: str | os.PathLike) -> str:

@@ -108,6 +108,67 @@ def test_a_saved_policy_acts_and_remembers_bit_for_bit(make_policy, noise_for, t
     assert not loaded.policy.training
 
 
+@pytest.mark.parametrize("at_end", [True, False])
+def test_a_saved_policy_reads_from_its_cache_bit_for_bit(make_policy, noise_for, tmp_path, at_end):
+    policy = make_policy(seed=3, mem_update="gated", mem_at_end=at_end, read_mem_from_cache=True)
+    save(tmp_path, policy, make_smolvla_mem_pre_post_processors)
+    pre, _ = make_smolvla_mem_pre_post_processors(policy.config, STATS)
+    loaded = load_checkpoint(tmp_path, "cpu")
+    chunks, memory = episode(policy, pre, noise_for)
+    loaded_chunks, loaded_memory = episode(loaded.policy, loaded.preprocessor, noise_for)
+    assert torch.equal(chunks, loaded_chunks)
+    assert torch.equal(memory.cache, loaded_memory.cache)
+
+    # No weights belong to the path: the same checkpoint runs without it, and remembers something else.
+    configure(tmp_path, read_mem_from_cache=False)
+    plain = load_checkpoint(tmp_path, "cpu")
+    _, plain_memory = episode(plain.policy, plain.preprocessor, noise_for)
+    assert plain_memory.cache is None
+    assert not torch.equal(memory.tokens, plain_memory.tokens)
+
+
+def test_the_steps_of_a_curriculum_are_saved(make_policy, noise_for, tmp_path):
+    policy = make_policy(mem_segments=3, mem_curriculum_steps=4)
+    for _ in range(2):
+        policy.update()
+    save(tmp_path, policy, make_smolvla_mem_pre_post_processors)
+    assert SmolVLAMemPolicy.from_pretrained(tmp_path).mem_steps.item() == 2
+    loaded = load_checkpoint(tmp_path, "cpu")
+    assert loaded.policy.segments == 2
+    loaded.policy.update()
+    assert loaded.policy.mem_steps.item() == 3
+
+    # It is no weight: without a curriculum, or without memory, nobody misses or minds it.
+    assert load_checkpoint(tmp_path, "cpu", num_mem_tokens=0).config.num_mem_tokens == 0
+    configure(tmp_path, mem_curriculum_steps=0)
+    plain = load_checkpoint(tmp_path, "cpu").policy
+    assert plain.segments == 3
+    assert plain.state_dict().keys() == policy.state_dict().keys() - {"mem_steps"}
+
+
+def test_a_checkpoint_from_before_the_curriculum_starts_it(broken):
+    configure(broken, mem_segments=3, mem_curriculum_steps=10)
+    policy = load_checkpoint(broken, "cpu").policy
+    assert (policy.mem_steps.item(), policy.segments) == (0, 1)
+
+
+def test_a_checkpoint_from_before_the_newer_fields_loads(broken):
+    config = json.loads((broken / "config.json").read_text())
+    for field in ("mem_curriculum_steps", "read_mem_from_cache"):
+        config.pop(field)
+    (broken / "config.json").write_text(json.dumps(config))
+    checkpoint = load_checkpoint(broken, "cpu")
+    assert checkpoint.policy.segments == checkpoint.config.mem_segments
+    assert checkpoint.policy.model.empty_memory(1).cache is None
+
+
+def test_a_stock_checkpoint_is_a_start_for_a_curriculum(stock, make_config):
+    started = SmolVLAMemPolicy.from_pretrained(
+        stock[1], config=make_config(mem_segments=3, mem_curriculum_steps=10)
+    )
+    assert (started.mem_steps.item(), started.segments) == (0, 1)
+
+
 def test_processors_normalise_with_the_saved_statistics(saved):
     checkpoint = load_checkpoint(saved[1], "cpu")
     raw = raw_observation()
@@ -283,11 +344,6 @@ def test_a_configuration_out_of_range_says_which_field(broken):
     message = refusal(broken)
     assert "mem_update='lstm' must be one of rmt, gated, ema" in message
     assert "mem_segments=0 must be 1 or more" in message
-
-
-def test_a_configuration_with_the_cache_path_is_refused(broken):
-    configure(broken, read_mem_from_cache=True)
-    assert "read_mem_from_cache=true is not available in this version" in refusal(broken)
 
 
 def test_a_checkpoint_without_cameras(broken):

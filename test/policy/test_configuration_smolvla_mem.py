@@ -28,6 +28,33 @@ def test_stride_follows_the_steps_executed_unless_given(make_config):
     assert make_config(n_action_steps=3, mem_stride=7).stride == 7
 
 
+@pytest.mark.parametrize(
+    ("anchor", "segments", "steps", "stages"),
+    [
+        (True, 3, 6, [1, 1, 1, 2, 2, 2, 3, 3]),
+        (True, 4, 3, [1, 2, 3, 4, 4]),
+        # Without the anchor a single segment would never be remembered.
+        (False, 4, 4, [2, 2, 3, 3, 4, 4]),
+        (False, 2, 4, [2, 2, 2, 2, 2]),
+        (True, 1, 4, [1, 1, 1, 1, 1]),
+        (False, 1, 4, [1, 1, 1, 1, 1]),
+        # Fewer steps than stages.
+        (True, 5, 2, [1, 3, 5, 5]),
+        (True, 3, 0, [3, 3]),
+    ],
+)
+def test_a_curriculum_grows_in_equal_stages(make_config, anchor, segments, steps, stages):
+    config = make_config(mem_segments=segments, mem_curriculum_steps=steps, mem_anchor=anchor)
+    assert [config.segments_at(step) for step in range(len(stages))] == stages
+    assert config.segments_at(10**9) == segments
+
+
+def test_a_curriculum_leaves_the_frames_asked_for(make_config):
+    plain, curriculum = make_config(mem_segments=3), make_config(mem_segments=3, mem_curriculum_steps=10)
+    assert curriculum.observation_delta_indices == plain.observation_delta_indices
+    assert curriculum.action_delta_indices == plain.action_delta_indices
+
+
 def test_without_memory_the_frames_are_those_of_stock(make_config, make_stock):
     config, stock = make_config(num_mem_tokens=0), make_stock().config
     assert config.observation_delta_indices == stock.observation_delta_indices
@@ -48,7 +75,7 @@ def test_without_memory_the_frames_are_those_of_stock(make_config, make_stock):
         ("mem_segments", 0),
         ("mem_stride", 0),
         ("mem_backprop_depth", -1),
-        ("read_mem_from_cache", True),
+        ("mem_curriculum_steps", -1),
     ],
 )
 def test_a_bad_field_is_named(make_config, field, value):
@@ -61,7 +88,7 @@ def test_a_bad_field_is_named(make_config, field, value):
 
 def test_all_bad_fields_are_named_at_once(make_config):
     bad = dict(num_mem_tokens=-1, mem_update="lstm", mem_ema_rate=2, mem_token_scale=0, mem_segments=0)
-    bad |= dict(mem_stride=0, mem_backprop_depth=-1, read_mem_from_cache=True)
+    bad |= dict(mem_stride=0, mem_backprop_depth=-1, mem_curriculum_steps=-1)
     with pytest.raises(ValueError) as caught:
         make_config(**bad)
     assert [field for field in bad if f"{field}=" not in str(caught.value)] == []
@@ -93,7 +120,8 @@ def test_lerobot_finds_policy_and_processors_by_type(make_config):
 def test_configuration_survives_saving(make_config, tmp_path):
     config = make_config(
         num_mem_tokens=7, mem_at_end=False, mem_update="ema", mem_ema_rate=0.3, mem_token_scale=0.4,
-        mem_segments=5, mem_stride=2, mem_backprop_depth=1, mem_anchor=False,
+        mem_segments=5, mem_stride=2, mem_backprop_depth=1, mem_anchor=False, read_mem_from_cache=True,
+        mem_curriculum_steps=100,
     )  # fmt: skip
     config.save_pretrained(tmp_path)
     assert PreTrainedConfig.from_pretrained(tmp_path) == config

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pins the memory as a value, its three updates and the number of weights each adds."""
 
+import copy
+
 import pytest
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
@@ -11,13 +13,16 @@ from smolvla_mem_ros.policy.modeling_smolvla_mem import SmolVLAMemPolicy
 from smolvla_mem_ros.policy.tiny import make_backbone
 
 SCALE = 0.2
+# Layers, keys and values, tokens, heads, size of a head.
+CACHE = (3, 2, 2, 1, 4)
 
 
-@pytest.fixture
-def memory():
+@pytest.fixture(params=[False, True], ids=["plain", "cached"])
+def memory(request):
     """Three rows of two tokens; the second row is empty."""
     torch.manual_seed(0)
-    return Memory(torch.randn(3, 2, 8), torch.tensor([True, False, True]))
+    cache = torch.randn(3, *CACHE) if request.param else None
+    return Memory(torch.randn(3, 2, 8), torch.tensor([True, False, True]), cache)
 
 
 @pytest.fixture
@@ -37,46 +42,69 @@ def test_empty_memory_remembers_nothing():
     memory = Memory.empty(3, 2, 8)
     assert memory.tokens.shape == (3, 2, 8)
     assert memory.filled.tolist() == [False] * 3
+    assert memory.cache is None
+    cached = Memory.empty(3, 2, 8, cache_shape=CACHE)
+    assert cached.cache.shape == (3, *CACHE)
+    assert torch.count_nonzero(cached.cache) == 0
 
 
 def test_rows_are_taken_and_put_back_without_touching_the_original(memory):
-    before = memory.tokens.clone()
+    before, cache = memory.tokens.clone(), copy.deepcopy(memory.cache)
     some = torch.tensor([False, True, True])
     taken = memory.rows(some)
     assert torch.equal(taken.tokens, memory.tokens[1:])
     assert taken.filled.tolist() == [False, True]
 
-    new = memory.with_rows(some, Memory(torch.ones(2, 2, 8), torch.tensor([True, False])))
+    ones = None if cache is None else torch.ones(2, *CACHE)
+    new = memory.with_rows(some, Memory(torch.ones(2, 2, 8), torch.tensor([True, False]), ones))
     assert torch.equal(new.tokens[0], before[0])
     assert torch.equal(new.tokens[1:], torch.ones(2, 2, 8))
     assert new.filled.tolist() == [True, True, False]
     assert torch.equal(memory.tokens, before)
     assert memory.filled.tolist() == [True, False, True]
+    if cache is None:
+        assert taken.cache is None and new.cache is None
+    else:
+        assert torch.equal(taken.cache, cache[1:])
+        assert torch.equal(new.cache, torch.cat([cache[:1], ones]))
+        assert torch.equal(memory.cache, cache)
+    by_number = memory.with_rows(torch.tensor([1, 2]), memory.rows(torch.tensor([2, 1])))
+    assert torch.equal(by_number.tokens, before[[0, 2, 1]])
 
 
 def test_clearing_rows_leaves_the_others(memory):
-    before = memory.tokens.clone()
+    before, cache = memory.tokens.clone(), copy.deepcopy(memory.cache)
     cleared = memory.cleared(torch.tensor([True, False, False]))
     assert cleared.filled.tolist() == [False, False, True]
     assert torch.count_nonzero(cleared.tokens[0]) == 0
     assert torch.equal(cleared.tokens[1:], before[1:])
     assert torch.equal(memory.tokens, before)
+    if cache is not None:
+        assert torch.count_nonzero(cleared.cache[0]) == 0
+        assert torch.equal(cleared.cache[1:], cache[1:])
 
 
 def test_choosing_between_memories_is_differentiable_on_both_sides(memory):
     a = memory.tokens.clone().requires_grad_()
     b = torch.randn(3, 2, 8, requires_grad=True)
     rows = torch.tensor([True, False, True])
-    chosen = Memory(a, memory.filled).where(rows, Memory(b, ~memory.filled))
+    a_cache, b_cache = torch.randn(2, 3, *CACHE).requires_grad_().unbind()
+    a_cache.retain_grad(), b_cache.retain_grad()
+    chosen = Memory(a, memory.filled, a_cache).where(rows, Memory(b, ~memory.filled, b_cache))
     assert chosen.filled.tolist() == [True, True, True]
-    chosen.tokens.sum().backward()
+    assert torch.equal(chosen.cache, torch.stack([a_cache[0], b_cache[1], a_cache[2]]))
+    (chosen.tokens.sum() + chosen.cache.sum()).backward()
     assert a.grad.abs().sum(dim=(1, 2)).tolist() == [16, 0, 16]
     assert b.grad.abs().sum(dim=(1, 2)).tolist() == [0, 16, 0]
+    assert a_cache.grad.flatten(1).abs().sum(1).tolist() == [48, 0, 48]
+    assert b_cache.grad.flatten(1).abs().sum(1).tolist() == [0, 48, 0]
 
 
 def test_detaching_cuts_the_gradient():
-    tokens = torch.randn(1, 2, 8, requires_grad=True)
-    assert not Memory(tokens, torch.ones(1, dtype=torch.bool)).detach().tokens.requires_grad
+    tokens, cache = torch.randn(1, 2, 8, requires_grad=True), torch.randn(1, *CACHE, requires_grad=True)
+    detached = Memory(tokens, torch.ones(1, dtype=torch.bool), cache).detach()
+    assert not detached.tokens.requires_grad and not detached.cache.requires_grad
+    assert torch.equal(detached.tokens, tokens) and torch.equal(detached.cache, cache)
 
 
 def test_normalised_tokens_have_the_given_scale():
@@ -170,8 +198,11 @@ def test_rmt_adds_its_tokens_and_nothing_else(count_weights, n, added):
     assert count_weights(n) == added
 
 
-def test_where_memory_is_written_does_not_change_the_count(count_weights):
-    assert count_weights(4, mem_at_end=False) == 3_840
+@pytest.mark.parametrize(
+    "changes", [dict(mem_at_end=False), dict(read_mem_from_cache=True), dict(mem_curriculum_steps=100)]
+)
+def test_neither_place_nor_cache_nor_curriculum_changes_the_count(count_weights, changes):
+    assert count_weights(4, **changes) == 3_840
 
 
 def test_ema_adds_its_tokens_and_nothing_else(count_weights):

@@ -3,17 +3,20 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from lerobot.datasets.factory import resolve_delta_timestamps
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import make_policy as lerobot_make_policy
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
+from lerobot.utils.utils import has_method
 
 from smolvla_mem_ros.policy.checkpoint import load_checkpoint
 from smolvla_mem_ros.policy.configuration_smolvla_mem import MEMORY_UPDATES
@@ -396,6 +399,132 @@ def test_a_batch_over_both_episodes_weighs_every_valid_action_alike(through_time
     torch.testing.assert_close((losses * counts).sum() / counts.sum(), loss)
 
 
+# A curriculum over segments -----------------------------------------------------------------------
+
+# As SLOTS, for the stages in which one and two segments are unrolled.
+STAGE_SLOTS = {
+    1: {t: [t != 0, False, False, True] for t in (0, 3, 4, 8, 19)},
+    2: {
+        0: [False, False, False, True],
+        3: [True, False, False, True],
+        4: [False, False, True, True],
+        8: [True, False, True, True],
+        19: [True, False, True, True],
+    },
+}
+
+
+def at_stage(policy, segments):
+    """Bring a policy with ``mem_curriculum_steps`` there as training does, by :meth:`update`."""
+    for _ in range(100):
+        if policy.segments == segments:
+            return policy
+        policy.update()
+    raise AssertionError(f"no stage of {segments} segments")
+
+
+@pytest.mark.parametrize("anchor", [True, False])
+def test_a_curriculum_counts_the_steps_of_the_optimizer(make_policy, make_sample, anchor):
+    policy = make_policy(mem_curriculum_steps=2, mem_segments=3, mem_anchor=anchor)
+    sample = make_sample(policy.config)
+    seen = []
+    for _ in range(4):
+        policy.train()
+        _, log = policy(sample)
+        policy.eval()
+        # Validation unrolls what training does, and is no step.
+        assert policy(sample)[1]["memory_segments"] == log["memory_segments"] == policy.segments
+        seen.append(log["memory_segments"])
+        policy.update()
+    assert seen == ([1, 2, 3, 3] if anchor else [2, 2, 3, 3])
+    assert policy.mem_steps.item() == 4
+
+
+def test_without_a_curriculum_an_update_changes_nothing(make_policy, make_sample):
+    for n in (0, 4):
+        policy = make_policy(num_mem_tokens=n, mem_curriculum_steps=0)
+        before = {key: value.clone() for key, value in policy.state_dict().items()}
+        policy.update()
+        assert before.keys() == policy.state_dict().keys() and "mem_steps" not in before
+        assert all(torch.equal(before[key], value) for key, value in policy.state_dict().items())
+    assert policy(make_sample(policy.config))[1]["memory_segments"] == 3
+
+
+def test_without_memory_there_is_no_curriculum(make_policy, make_stock):
+    policy = make_policy(num_mem_tokens=0, mem_curriculum_steps=5)
+    policy.update()
+    assert policy.state_dict().keys() == make_stock().state_dict().keys()
+
+
+def test_lerobot_finds_the_hook(make_policy):
+    """As lerobot-train asks for it, after the policy went through accelerate."""
+    policy = make_policy(mem_curriculum_steps=5)
+    accelerator = Accelerator(cpu=True)
+    unwrapped = accelerator.unwrap_model(accelerator.prepare(policy), keep_fp32_wrapper=True)
+    assert has_method(unwrapped, "update")
+    unwrapped.update()
+    assert policy.mem_steps.item() == 1
+
+
+@pytest.mark.parametrize("anchor", [True, False])
+@pytest.mark.parametrize("segments", [1, 2, 3])
+def test_a_stage_trains_as_a_policy_of_that_many_segments(
+    make_policy, dataset_of, noise_for, anchor, segments
+):
+    """Over all frames of an episode, each policy with the frames of its own configuration."""
+    if not anchor and segments == 1:
+        pytest.skip("without the anchor the curriculum starts with two")
+    changes = dict(mem_update="gated", mem_stride=STRIDE, mem_anchor=anchor)
+    curriculum = at_stage(make_policy(mem_segments=3, mem_curriculum_steps=6, **changes), segments)
+    plain = make_policy(mem_segments=segments, **changes)
+    noise, time = noise_for(plain.config, FRAMES, segments=3)
+    results = []
+    for policy in (curriculum, plain):
+        dataset, preprocess = dataset_of(policy.config)
+        sample = collate(preprocess, [dataset[FRAMES + t] for t in range(FRAMES)])
+        own = slice(3 - policy.config.mem_segments, None)
+        losses, _ = policy(sample, noise=noise[:, own], time=time[:, own], reduction="none")
+        losses.sum().backward()
+        results.append((losses, {name: p.grad for name, p in policy.named_parameters()}))
+    (losses, gradients), (expected, expected_gradients) = results
+    torch.testing.assert_close(losses, expected, rtol=0, atol=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("segments", STAGE_SLOTS)
+def test_in_a_stage_the_right_frames_of_a_dataset_count(make_policy, dataset_of, noise_for, segments):
+    """The anchor is left out only where the oldest segment that is used is the first frame itself."""
+    policy = make_policy(mem_update="gated", mem_stride=STRIDE, mem_curriculum_steps=6)
+    at_stage(policy, segments)
+    dataset, preprocess = dataset_of(policy.config)
+    sample = collate(preprocess, [dataset[t] for t in STAGE_SLOTS[segments]])
+    assert reach(policy, sample, noise_for)[0] == list(STAGE_SLOTS[segments].values())
+
+
+@pytest.mark.parametrize("segments", [1, 2, 3])
+def test_a_stage_computes_no_more_than_its_segments(make_policy, make_sample, monkeypatch, segments):
+    policy = at_stage(make_policy(mem_curriculum_steps=6), segments)
+    images, passes = [], []
+    vlm = policy.model.vlm_with_expert
+    embed_image, forward = vlm.embed_image, vlm.forward
+    monkeypatch.setattr(vlm, "embed_image", lambda image: images.append(len(image)) or embed_image(image))
+    monkeypatch.setattr(vlm, "forward", lambda **inputs: passes.append(1) or forward(**inputs))
+    policy(make_sample(policy.config, batch=2))
+    # The anchor and the segments of two rows.
+    assert images == [2 * (1 + segments)]
+    assert len(passes) == 1 + segments
+
+
+def test_a_stage_leaves_the_sample_as_it_is(make_policy, make_sample):
+    policy = make_policy(mem_curriculum_steps=6)
+    sample = make_sample(policy.config)
+    before = {key: value.clone() for key, value in sample.items()}
+    policy(sample)
+    assert before.keys() == sample.keys()
+    assert all(torch.equal(before[key], value) for key, value in sample.items())
+
+
 # It learns ----------------------------------------------------------------------------------------
 
 
@@ -462,13 +591,26 @@ def recall(make_policy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("update", "at_end"), [("rmt", True), ("gated", True), ("ema", True), ("gated", False)]
+    ("update", "at_end", "cached"),
+    [
+        ("rmt", True, False),
+        ("gated", True, False),
+        ("ema", True, False),
+        ("gated", False, False),
+        ("gated", True, True),
+    ],
 )
-def test_a_policy_learns_to_remember(recall, update, at_end):
-    problem = recall(mem_update=update, mem_at_end=at_end)
+def test_a_policy_learns_to_remember(recall, update, at_end, cached):
+    problem = recall(mem_update=update, mem_at_end=at_end, read_mem_from_cache=cached)
     problem.train(50)
     assert problem.score() > 0.9
-    noised = problem.score(lambda m: Memory(torch.randn_like(m.tokens) * m.tokens.std(), m.filled))
+
+    def noise(x):
+        return torch.randn_like(x) * x.std()
+
+    noised = problem.score(
+        lambda m: Memory(noise(m.tokens), m.filled, None if m.cache is None else noise(m.cache))
+    )
     forgotten = problem.score(lambda m: m.cleared(torch.ones_like(m.filled)))
     assert 0.25 < noised < 0.75
     assert 0.25 < forgotten < 0.75
@@ -516,9 +658,10 @@ def test_stock_lerobot_train_starts_from_stock_weights_saves_and_resumes(
             env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return [round(float(n)) for n in re.findall(r"memory_segments:(\S+)", done.stdout + done.stderr)]
 
     plugin = "--policy.discover_packages_path=smolvla_mem_ros.policy"
-    train(
+    stages = train(
         plugin, "--policy.type=smolvla_mem", f"--policy.pretrained_path={tmp_path / 'stock'}",
         "--policy.num_mem_tokens=2", "--policy.mem_segments=2", f"--policy.vlm_model_name={backbone}",
         "--policy.load_vlm_weights=false", "--policy.num_vlm_layers=4",
@@ -527,7 +670,9 @@ def test_stock_lerobot_train_starts_from_stock_weights_saves_and_resumes(
         "--policy.push_to_hub=false", "--dataset.repo_id=local/tiny",
         f"--dataset.root={dataset_folder}", "--dataset.use_imagenet_stats=false", f"--output_dir={output}",
         "--steps=3", "--save_freq=3", "--batch_size=4", "--num_workers=0", "--wandb.enable=false",
+        "--log_freq=1", "--policy.mem_curriculum_steps=4", "--policy.read_mem_from_cache=true",
     )  # fmt: skip
+    assert stages == [1, 1, 1]
     third = output / "checkpoints" / "000003" / "pretrained_model"
     checkpoint = load_checkpoint(third, "cpu")
     assert checkpoint.config.num_mem_tokens == 2
@@ -541,8 +686,11 @@ def test_stock_lerobot_train_starts_from_stock_weights_saves_and_resumes(
     assert checkpoint.postprocessor(actions).shape == (1, 5, 3)
     assert memory.filled.all()
 
-    train(
+    assert checkpoint.policy.mem_steps.item() == 3
+    stages = train(
         plugin, f"--config_path={third / 'train_config.json'}", "--resume=true", "--steps=5", "--save_freq=5"
     )
+    assert stages == [1, 2]
     fifth = load_checkpoint(output / "checkpoints" / "000005" / "pretrained_model", "cpu")
     assert not torch.equal(checkpoint.policy.model.mem_tokens, fifth.policy.model.mem_tokens)
+    assert fifth.policy.mem_steps.item() == 5
