@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Noise on the memory belongs to training: it disturbs what the next segment reads, and nothing else."""
+
+import pytest
+import torch
+
+TIMES_AND_NOISE = dict(batch=2, segments=3)
+
+
+def loss(policy, sample, noise, time, seed=0):
+    torch.manual_seed(seed)
+    return policy(sample, noise=noise, time=time, reduction="none")[0]
+
+
+@pytest.fixture
+def trained(make_policy, make_sample, noise_for):
+    def make(**changes):
+        policy = make_policy(**changes)
+        return policy, make_sample(policy.config), *noise_for(policy.config, **TIMES_AND_NOISE)
+
+    return make
+
+
+@pytest.mark.parametrize("update", ["rmt", "gated", "ema"])
+def test_the_memory_is_disturbed_in_training_and_not_in_evaluation(trained, update):
+    policy, *sample = trained(mem_noise=0.5, mem_update=update)
+    assert torch.equal(loss(policy, *sample, seed=1), loss(policy, *sample, seed=2))
+    policy.train()
+    assert not torch.equal(loss(policy, *sample, seed=1), loss(policy, *sample, seed=2))
+
+
+def test_without_noise_training_repeats_itself(trained):
+    policy, *sample = trained(mem_noise=0.0)
+    policy.train()
+    assert torch.equal(loss(policy, *sample, seed=1), loss(policy, *sample, seed=2))
+
+
+def test_a_first_segment_reads_no_noise(trained):
+    policy, *sample = trained(mem_noise=0.5, mem_segments=1, mem_anchor=False)
+    policy.train()
+    sample[1], sample[2] = sample[1][:, :1], sample[2][:, :1]
+    assert torch.equal(loss(policy, *sample, seed=1), loss(policy, *sample, seed=2))
+
+
+def test_the_noise_has_the_size_that_was_asked_for(make_policy, make_sample, monkeypatch):
+    policy = make_policy(mem_noise=0.5, mem_token_scale=0.2, mem_segments=2, mem_anchor=False).train()
+    read = []
+    add_memory = policy.model.add_memory
+    monkeypatch.setattr(
+        policy.model, "add_memory", lambda body, m: read.append(m.tokens) or add_memory(body, m)
+    )
+    sample = make_sample(policy.config, batch=2)
+    for _ in range(50):
+        policy(sample)
+    second = torch.stack(read[1::2])
+    assert second.std(0).mean().item() == pytest.approx(0.5 * 0.2, rel=0.1)
+
+
+@pytest.mark.parametrize("value", [-0.1, float("inf"), float("nan")])
+def test_a_senseless_noise_is_refused(make_config, value):
+    with pytest.raises(ValueError, match="mem_noise"):
+        make_config(mem_noise=value)
