@@ -12,7 +12,7 @@ setup:
 	@scripts/setup
 
 demo: setup
-	@scripts/env python -m smolvla_mem_ros.start cli.demo $(ARGS)
+	@scripts/env python -m smolvla_mem_ros.start cli.demo $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
 
 lint: setup
 	@scripts/env ruff check .

@@ -20,6 +20,7 @@ import yaml
 
 from smolvla_mem_ros.cli import processes
 from smolvla_mem_ros.share import PACKAGE, share_path
+from smolvla_mem_ros.sim.tasks import TASKS
 
 LOG_LEVELS = ("debug", "info", "warn", "error", "fatal")
 
@@ -28,6 +29,8 @@ MAKE_TINY = "python -m smolvla_mem_ros.cli.make_tiny_checkpoint"
 EXAMPLES = f"""examples:
   everything simulated:
     bringup sim:=true checkpoint:=outputs/tiny task:="put the cube in the box"
+  a memory task in simulation (docs/simulation.md says how to start a trial):
+    bringup sim:=true sim_task:=CueRecall2 contract:=config/memory_tasks.yaml checkpoint:=my_checkpoint
   a real arm:
     bringup sim:=false port:=/dev/ttyACM0 calibration:=follower.json checkpoint:=my_checkpoint
   the same through launch, where it is installed:
@@ -47,11 +50,14 @@ def _argument(default: str | int | bool, description: str):
 class BringupArguments:
     """What bring-up and the launch file take, as ``name:=value``.
 
-    Those that are left at their default and that a node has a default of its own for (contract, task,
-    device, num_mem_tokens) are not handed on, so that ``params_file`` can set them.
+    Those that are left at their default and that a node has a default of its own for (sim_task, contract,
+    task, device, num_mem_tokens) are not handed on, so that ``params_file`` can set them.
     """
 
     sim: bool = _argument(True, "simulate the arm and its cameras; false drives a real arm")
+    sim_task: str = _argument(
+        "", f"memory task that the simulation plays: {', '.join(TASKS)}; empty for none"
+    )
     port: str = _argument(
         "", "serial device of the arm, such as /dev/ttyACM0; in simulation the path to offer the device under"
     )
@@ -148,6 +154,12 @@ def process_list(arguments: BringupArguments) -> tuple[NodeSpec, ...]:
         )
     if arguments.log_level not in LOG_LEVELS:
         raise BringupError(f"log_level {arguments.log_level!r} is not one of {', '.join(LOG_LEVELS)}.")
+    if arguments.sim_task and not arguments.sim:
+        raise BringupError("sim_task is played by the simulated arm: add sim:=true, or leave sim_task out.")
+    if arguments.sim_task and arguments.sim_task not in TASKS:
+        near = difflib.get_close_matches(arguments.sim_task, TASKS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TASKS)}."
+        raise BringupError(f"there is no sim_task {arguments.sim_task!r}; {hint}")
     # The shell expands ~ only at the start of a word, and here it stands after `:=`.
     paths = ("params_file", "contract", "calibration", "checkpoint")
     arguments = replace(arguments, **{name: os.path.expanduser(getattr(arguments, name)) for name in paths})
@@ -195,7 +207,7 @@ def process_list(arguments: BringupArguments) -> tuple[NodeSpec, ...]:
             if value != argument.default:
                 policy[argument.name] = value
     arm = node("so100_node", "so100", port=port, calibration=calibration)
-    simulation = node("so100_sim", "so100_sim", port=port, calibration=calibration)
+    simulation = node("so100_sim", "so100_sim", port=port, calibration=calibration, task=arguments.sim_task)
     return (*((simulation,) if arguments.sim else ()), arm, node("policy_node", "policy", **policy))
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the whole loop on a simulated SO-100 and shows what came of it.
+"""Plays a memory task with the whole loop on a simulated SO-100, and shows what came of it.
 
 Cameras, policy with memory, trajectories, servo bus and arm run as processes of their own. The demo
-starts an episode, clears the memory half-way, stops the episode, and writes summary.png and
-summary.json. Its last line is one JSON object; exit code 0 means that no part was silent.
+plays episodes and lets the simulation's referee score them, clears the memory once in between, and
+writes summary.png and summary.json. Its last line is one JSON object; exit code 0 means that no part
+was silent, whatever the score.
 """
 
 from __future__ import annotations
@@ -12,68 +13,61 @@ import argparse
 import json
 import math
 import os
+import secrets
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.node import Node
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from tqdm import tqdm
 from trajectory_msgs.msg import JointTrajectory
 
-from smolvla_mem_ros.cli import bringup, make_tiny_checkpoint
+from smolvla_mem_ros.cli import bringup, demo_report, make_tiny_checkpoint
+from smolvla_mem_ros.cli.demo_report import FILMED, Played, Recording, Run, trial_marks
 from smolvla_mem_ros.cli.processes import ProcessGroup
 from smolvla_mem_ros.msg import MemoryState, PolicyStatus
 from smolvla_mem_ros.nodes.messages import decode_raw_image, from_time, raw_stamp
+from smolvla_mem_ros.policy.checkpoint import CheckpointError, load_config
 from smolvla_mem_ros.runtime.contract import NANOSECONDS
+from smolvla_mem_ros.share import share_path
+from smolvla_mem_ros.sim.demos import draw
+from smolvla_mem_ros.sim.tasks import FPS, TASKS, MemoryTask, get_task
 from smolvla_mem_ros.srv import StartEpisode
 
-TASK = "sway gently"
-PICTURES = 8
-START_TIMEOUT = 120.0
+TASK, EPISODES = "CueRecall2", 5
+CHECKPOINT = "config/checkpoints/demo"
+CONTRACT = "config/memory_tasks.yaml"
+INSTRUCTION = "sway gently"  # for the tiny policy, which knows nothing else
+PICTURES = 8  # of a run without a task
+PICTURE_PERIOD = 0.2  # s, in one with a task
+PICTURE_WIDTH = 320  # pixels, of those kept
+START_TIMEOUT = 120.0  # s for everything to come up
+REST_TIMEOUT = 20.0  # s for the arm to go back to where a trial starts
+LATE = 10.0  # s that the simulation may take longer over a trial than it lasts
+COMMIT_TIMEOUT = 3.0  # s for a memory to be written after the reset
 
 
 class DemoError(RuntimeError):
     """A part did not come up or did not answer; the message names it."""
 
 
-@dataclass
-class Recording:
-    """What the demo saw on the topics; times are seconds on the ROS clock."""
-
-    statuses: list[PolicyStatus] = field(default_factory=list)
-    memories: list[tuple[float, MemoryState]] = field(default_factory=list)
-    trajectories: list[tuple[float, JointTrajectory]] = field(default_factory=list)
-    joints: list[tuple[float, list[float]]] = field(default_factory=list)
-    pictures: list[tuple[float, np.ndarray]] = field(default_factory=list)
-    simulation: list[tuple[float, dict[str, str]]] = field(default_factory=list)
-    joint_names: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Moments:
-    """When things were asked for, in seconds on the ROS clock."""
-
-    start: float
-    reset: float
-    stop: float
-
-
 class Observer(Node):
-    """Listens to every part of the loop and calls the policy's services."""
+    """Listens to every part of the loop and calls its services."""
 
     def __init__(self) -> None:
         super().__init__("demo")
         self.recording = Recording()
+        self.trial: dict = {}  # as so100_sim reported it last
         self._picture_period = math.inf
         self._next_picture = 0.0
         record = self.recording
@@ -92,28 +86,32 @@ class Observer(Node):
         self.create_subscription(
             Image, "camera/front/image_raw", self._on_image, qos_profile_sensor_data, raw=True
         )
+        latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self.create_subscription(String, "so100_sim/trial", self._on_trial, latched)
+        triggers = (
+            "policy/reset_memory",
+            "policy/stop_episode",
+            "so100_sim/reset_scene",
+            "so100_sim/start_trial",
+        )
+        self._clients_by_name = {name: self.create_client(Trigger, name) for name in triggers}
         self._start = self.create_client(StartEpisode, "policy/start_episode")
-        self._reset = self.create_client(Trigger, "policy/reset_memory")
-        self._stop = self.create_client(Trigger, "policy/stop_episode")
 
-    def take_pictures(self, period: float) -> None:
-        """Keep a camera image every ``period`` seconds from now on."""
+    def take_pictures(self, period: float = math.inf) -> None:
+        """Keep a camera image every ``period`` seconds from now on; none by default."""
         self._picture_period, self._next_picture = period, self.now()
 
-    def start_episode(self, task: str) -> float:
-        return self._call(self._start, StartEpisode.Request(task=task))
+    def start_episode(self, instruction: str) -> float:
+        """Returns the time just before the call, as ``trigger`` does. Both raise DemoError."""
+        return self._call(self._start, StartEpisode.Request(task=instruction))
 
-    def reset_memory(self) -> float:
-        return self._call(self._reset, Trigger.Request())
-
-    def stop_episode(self) -> float:
-        return self._call(self._stop, Trigger.Request())
+    def trigger(self, service: str) -> float:
+        return self._call(self._clients_by_name[service], Trigger.Request())
 
     def now(self) -> float:
         return self.get_clock().now().nanoseconds / NANOSECONDS
 
     def _call(self, client, request) -> float:
-        """Returns the time just before the call."""
         if not client.wait_for_service(10.0):
             raise DemoError(f"{client.srv_name} is not offered")
         asked = self.now()
@@ -136,25 +134,83 @@ class Observer(Node):
             if status.name.endswith("so100_sim"):
                 self.recording.simulation.append((stamp, {v.key: v.value for v in status.values}))
 
+    def _on_trial(self, message: String) -> None:
+        self.trial = json.loads(message.data)
+
     def _on_image(self, raw: bytes) -> None:
         if self.now() >= self._next_picture and self._picture_period < math.inf:
             self._next_picture += self._picture_period
-            stamp = raw_stamp(raw) / NANOSECONDS
-            self.recording.pictures.append((stamp, decode_raw_image((Image, raw))[::2, ::2]))
+            picture = decode_raw_image((Image, raw))
+            step = max(1, picture.shape[1] // PICTURE_WIDTH)
+            self.recording.pictures.append((raw_stamp(raw) / NANOSECONDS, picture[::step, ::step]))
+
+
+class Stage:
+    """The running processes and the observer: waits, and notices when one of them ends."""
+
+    def __init__(self, observer: Observer, group: ProcessGroup, log: Path) -> None:
+        self.observer, self._group, self._log = observer, group, log
+
+    def spin(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
+        """True as soon as ``until()`` holds, False when ``seconds`` are over. Raises DemoError."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            rclpy.spin_once(self.observer, timeout_sec=min(left, 0.05))
+            if self._group.ended is not None:
+                raise DemoError(f"{self._group.ended}; see {self._log}")
+            if until():
+                return True
+        return False
+
+    def wait_ready(self) -> None:
+        """Until every part has been heard of. Raises DemoError, which names the one that was not."""
+        if not self.spin(START_TIMEOUT, lambda: not self._silent()):
+            raise DemoError(f"{self._silent()} within {START_TIMEOUT:.0f} s; see {self._log}")
+
+    def _silent(self) -> str:
+        record = self.observer.recording
+        if not record.simulation:
+            return "the simulation did not report"
+        if not record.joints:
+            return "the arm published no joint states"
+        if not record.statuses:
+            return "the policy did not report"
+        status = record.statuses[-1]
+        if status.state != "idle" or not all(map(math.isfinite, status.stream_ages)):
+            return f"the policy did not become ready ({status.state}: {status.reason})"
+        return ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0],
-        epilog="example: demo --seconds 10 --checkpoint my_checkpoint",
+        epilog="example: demo --episodes 20 --task LateCue2 --checkpoint my_checkpoint",
     )
-    parser.add_argument("--seconds", type=float, default=30.0, help="of control (default 30)")
-    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="default outputs/demo")
-    parser.add_argument("--checkpoint", help="folder or hub name (default: a tiny one, made when needed)")
-    parser.add_argument("--task", default=TASK, help=f"what to do (default {TASK!r})")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--episodes", type=int, default=EPISODES, help="to play (default %(default)s)")
+    kind.add_argument("--seconds", type=float, help="of control on a table with blocks, instead of a task")
+    parser.add_argument("--task", default=TASK, help=f"one of {', '.join(TASKS)} (default %(default)s)")
+    parser.add_argument(
+        "--instruction", default=INSTRUCTION, help="what to do for --seconds (default %(default)r)"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        help=f"folder or hub name (default {CHECKPOINT}; without it a tiny one, which only sways)",
+    )
+    parser.add_argument("--seed", type=int, help="of the trials (default: drawn, and in summary.json)")
+    parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="default %(default)s")
     args = parser.parse_args(argv)
-    if not args.seconds > 2:
+    if args.episodes < 1:
+        parser.error("--episodes must be 1 or more")
+    if args.seconds is not None and not args.seconds > 2:
         parser.error("--seconds must be more than 2")
+    if args.seed is not None and not 0 <= args.seed < 2**31:
+        parser.error("--seed must be 0 or more and less than 2^31")
+    try:
+        task = get_task(args.task) if args.seconds is None else None
+    except ValueError as error:
+        parser.error(f"--task: {error}")
+    seed = secrets.randbelow(2**31) if args.seed is None else args.seed
     args.output.mkdir(parents=True, exist_ok=True)
     # The arm of somebody else on this network must not hear of this.
     os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
@@ -163,24 +219,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        checkpoint = args.checkpoint or _tiny_checkpoint(args.output / "tiny_checkpoint")
-        recording, moments = _run(args, checkpoint)
+        checkpoint = args.checkpoint or _own_checkpoint(task, args.output)
+        recording, run = _run(args, task, seed, checkpoint)
     except KeyboardInterrupt:
         print("demo: stopped", file=sys.stderr)
         return 130
-    except (DemoError, bringup.BringupError) as error:
+    except (DemoError, CheckpointError, bringup.BringupError) as error:
         print(f"demo: {error}", file=sys.stderr)
         print(json.dumps({"ok": False, "problem": str(error)}))
         return 1
-    summary = summarise(recording, moments)
-    (args.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    draw(recording, moments, args.output / "summary.png")
+    summary = demo_report.summarise(recording, run)
+    more = {"checkpoint": checkpoint, "seed": seed, "results": demo_report.results(recording, run)}
+    (args.output / "summary.json").write_text(
+        json.dumps({**summary, **(more if task else {})}, indent=2) + "\n"
+    )
+    demo_report.draw(recording, run, args.output / "summary.png")
     print(f"demo: see {args.output / 'summary.png'}", file=sys.stderr)
     print(json.dumps(summary))
     return 0 if summary["ok"] else 1
 
 
-def _tiny_checkpoint(folder: Path) -> str:
+def _own_checkpoint(task: MemoryTask | None, output: Path) -> str:
+    """The package's own policy; a tiny one where it has none, or without a task."""
+    if task:
+        try:
+            return str(share_path(CHECKPOINT))
+        except FileNotFoundError:
+            print(
+                f"demo: there is no {CHECKPOINT}, so a tiny policy plays, which has learned no task and only "
+                "sways: it will fail (--checkpoint FOLDER names another)",
+                file=sys.stderr,
+            )
+    folder = output / "tiny_checkpoint"
     if not (folder / "model.safetensors").is_file():
         print(f"demo: making a tiny policy in {folder} (once)", file=sys.stderr)
         if make_tiny_checkpoint.main([str(folder)]):
@@ -188,55 +258,114 @@ def _tiny_checkpoint(folder: Path) -> str:
     return str(folder)
 
 
-def _run(args: argparse.Namespace, checkpoint: str) -> tuple[Recording, Moments]:
+def process_list(task: MemoryTask | None, seed: int, checkpoint: str) -> list[bringup.NodeSpec]:
+    """What bring-up starts, with cameras of the checkpoint's size and this seed.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+    """
     arguments = bringup.BringupArguments(sim=True, checkpoint=checkpoint)
+    more: dict[str, dict] = {"so100_sim": {}, "policy": {}}
+    if task:
+        arguments = replace(arguments, sim_task=type(task).__name__, contract=str(share_path(CONTRACT)))
+        # A policy knows pictures as its training data had them.
+        height, width = next(iter(load_config(checkpoint).image_features.values())).shape[-2:]
+        more["so100_sim"] = {"camera.width": width, "camera.height": height, "seed": seed}
+        more["policy"] = {"seed": seed}
+    specs = bringup.process_list(arguments)
+    return [replace(spec, parameters={**spec.parameters, **more.get(spec.name, {})}) for spec in specs]
+
+
+def _run(
+    args: argparse.Namespace, task: MemoryTask | None, seed: int, checkpoint: str
+) -> tuple[Recording, Run]:
     log = args.output / "log.txt"
     with log.open("w") as output:
-        processes = [bringup.to_process(s, args.output) for s in bringup.process_list(arguments)]
+        processes = [bringup.to_process(s, args.output) for s in process_list(task, seed, checkpoint)]
         os.environ.update(bringup.transport_environment(os.environ))
         with (
             rclpy.init(signal_handler_options=SignalHandlerOptions.NO),
             ProcessGroup(processes, name="demo", output=output) as group,
         ):
             observer = Observer()
-
-            def spin(seconds: float, until=lambda: False) -> bool:
-                """True as soon as ``until()`` holds, False when ``seconds`` are over."""
-                end = time.monotonic() + seconds
-                while (left := end - time.monotonic()) > 0:
-                    rclpy.spin_once(observer, timeout_sec=min(left, 0.05))
-                    if group.ended is not None:
-                        raise DemoError(f"{group.ended}; see {log}")
-                    if until():
-                        return True
-                return False
-
-            record = observer.recording
-
-            def ready() -> bool:
-                return bool(
-                    record.statuses
-                    and record.statuses[-1].state == "idle"
-                    and all(math.isfinite(age) for age in record.statuses[-1].stream_ages)
-                    and record.joints
-                    and record.simulation
-                )
-
+            stage = Stage(observer, group, log)
             print("demo: starting simulation, arm and policy", file=sys.stderr)
-            if not spin(START_TIMEOUT, ready):
-                raise DemoError(f"{_silent(record)} within {START_TIMEOUT:.0f} s; see {log}")
-            moments = _control(observer, spin, args)
+            stage.wait_ready()
+            if task:
+                run = play(stage, task, seed, args.episodes)
+            else:
+                run = control(stage, args.instruction, args.seconds)
             # One more report of each part, so that counters can be read at the moment of the stop.
-            spin(2.2)
+            stage.spin(2.2)
             observer.destroy_node()
-    return record, moments
+    return observer.recording, run
 
 
-def _control(observer: Observer, spin, args: argparse.Namespace) -> Moments:
-    observer.take_pictures(args.seconds / PICTURES)
-    start = observer.start_episode(args.task)
+def play(stage: Stage, task: MemoryTask, seed: int, episodes: int) -> Run:
+    """Episodes of ``task``; the memory is reset once, when the trial in the middle is decided."""
+    played: list[Played] = []
+    reset = 0.0
+    with tqdm(total=episodes, desc=type(task).__name__, unit="ep") as bar:
+        for episode in range(episodes):
+            trial, _ = draw(task, seed, episode)
+            stage.observer.take_pictures(PICTURE_PERIOD if episode < FILMED else math.inf)
+            start = _begin(stage, episode)
+            report = _outcome(stage, trial.max_frames / FPS + LATE)
+            if episode == (episodes - 1) // 2:
+                # The score stands; the policy goes on for long enough to write to the empty memory.
+                reset = _reset_memory(stage)
+            stop = stage.observer.trigger("policy/stop_episode")
+            marks = trial_marks(trial, start, report["go"], report["frame"])
+            success = report["state"] == "success"
+            played.append(Played(start, stop, marks, success, report["reason"], report["frame"], trial.goals))
+            score = f"{sum(p.success for p in played)} of {len(played)} succeeded"
+            bar.set_postfix_str(score, refresh=False)
+            bar.update()
+    return Run(tuple(played), reset, task)
+
+
+def _begin(stage: Stage, episode: int) -> float:
+    """Starts the next trial, which must be number ``episode``, and the policy; returns when (s)."""
+    observer = stage.observer
+
+    def ready() -> bool:
+        return (observer.trial.get("episode"), observer.trial.get("state")) == (episode, "ready")
+
+    observer.trigger("so100_sim/reset_scene")
+    if not stage.spin(REST_TIMEOUT, ready):
+        reason = observer.trial.get("reason", "the simulation did not say why")
+        raise DemoError(f"trial {episode} is not ready after {REST_TIMEOUT:.0f} s: {reason}")
+    start = observer.trigger("so100_sim/start_trial")
+    observer.start_episode(observer.trial["instruction"])
+    return start
+
+
+def _outcome(stage: Stage, timeout: float) -> dict:
+    """The simulation's report of the trial's end."""
+    if not stage.spin(timeout, lambda: stage.observer.trial["state"] in ("success", "failure")):
+        raise DemoError(f"the simulation has not ended its trial within {timeout:.0f} s")
+    return stage.observer.trial
+
+
+def _reset_memory(stage: Stage) -> float:
+    """Returns when (s); waits for the next commit, or as long as that may take."""
+    reset = stage.observer.trigger("policy/reset_memory")
+
+    def committed() -> bool:
+        latest = stage.observer.recording.memories[-1:]
+        return any(m.step > 0 and from_time(m.last_reset) / NANOSECONDS >= reset for _, m in latest)
+
+    stage.spin(COMMIT_TIMEOUT, committed)
+    return reset
+
+
+def control(stage: Stage, instruction: str, seconds: float) -> Run:
+    """One episode without a task; the memory is reset half-way."""
+    observer = stage.observer
+    observer.take_pictures(seconds / PICTURES)
+    start = observer.start_episode(instruction)
     with tqdm(
-        total=round(args.seconds, 1),
+        total=round(seconds, 1),
         desc="control",
         unit="s",
         bar_format="{l_bar}{bar}| {n:.0f}/{total:.0f} s",
@@ -247,144 +376,12 @@ def _control(observer: Observer, spin, args: argparse.Namespace) -> Moments:
             bar.update(min(bar.total, time.monotonic() - began) - bar.n)
             return False
 
-        spin(args.seconds / 2, follow)
-        reset = observer.reset_memory()
-        spin(began + args.seconds - time.monotonic(), follow)
-    return Moments(start, reset, observer.stop_episode())
-
-
-def _silent(record: Recording) -> str:
-    if not record.simulation:
-        return "the simulation did not report"
-    if not record.joints:
-        return "the arm published no joint states"
-    if not record.statuses:
-        return "the policy did not report"
-    status = record.statuses[-1]
-    return f"the policy did not become ready ({status.state}: {status.reason})"
-
-
-def summarise(recording: Recording, moments: Moments) -> dict:
-    """The figures of the control window, from what was heard on the topics."""
-    inside = [t for t, _ in recording.trajectories if moments.start <= t <= moments.stop + 0.5]
-    joints = np.array([q for t, q in recording.joints if moments.start <= t <= moments.stop])
-    final = recording.statuses[-1]
-    commits = [m for _, m in recording.memories if m.step > 0]
-    latency = {
-        p: _milliseconds(getattr(final, f"stamp_to_command_latency_{p}")) for p in ("p50", "p95", "p99")
-    }
-    sent = sum(
-        _counted(recording.simulation, key, moments) for key in ("images_sent_front", "images_sent_wrist")
-    )
-    received = [
-        (from_time(s.header.stamp) / NANOSECONDS, {"n": s.images_received}) for s in recording.statuses
-    ]
-    summary = {
-        "inferences": int(final.inferences),
-        "memory_commits": len(commits),
-        "trajectories": len(inside),
-        "servo_writes": _counted(recording.simulation, "servo_writes", moments),
-        "joint_motion_rad": round(float(np.abs(np.diff(joints, axis=0)).sum()), 3)
-        if len(joints) > 1
-        else 0.0,
-        "images_sent": sent,
-        "images_received": _counted(received, "n", moments),
-        "stamp_to_command_ms": latency,
-        "reset_to_zero": _reset_to_zero(recording, moments),
-    }
-    parts = [v for k, v in summary.items() if k != "stamp_to_command_ms"]
-    ok = all(parts) and summary["joint_motion_rad"] > 0.05 and None not in latency.values()
-    return {"ok": bool(ok), **summary}
-
-
-def _counted(reports: list[tuple[float, dict]], key: str, moments: Moments) -> int:
-    """Growth of a counter between start and stop, interpolated between the reports around them."""
-    points = [(t, float(values[key])) for t, values in reports if key in values]
-    if len(points) < 2:
-        return 0
-    times, counts = zip(*points, strict=True)
-    return round(np.interp(moments.stop, times, counts) - np.interp(moments.start, times, counts))
-
-
-def _reset_to_zero(recording: Recording, moments: Moments) -> bool:
-    """The first memory after the reset is empty, and the next commit counts from one again."""
-    after = [
-        m for _, m in recording.memories if from_time(m.last_reset) / NANOSECONDS >= moments.reset - 0.001
-    ]
-    steps = [m.step for m in after if from_time(m.last_reset) == from_time(after[0].last_reset)]
-    return bool(after) and not any(after[0].norm) and steps[:2] == [0, 1] and steps == sorted(set(steps))
-
-
-def _milliseconds(seconds: float) -> float | None:
-    return round(seconds * 1e3, 2) if math.isfinite(seconds) else None
-
-
-def draw(recording: Recording, moments: Moments, path: Path) -> None:
-    """Camera filmstrip, joints commanded and measured, memory norms with the reset marked."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure = plt.figure(figsize=(15, 11), layout="constrained")
-    strip, joints, memory = figure.subfigures(3, 1, height_ratios=(1.1, 3, 1.6))
-    pictures = recording.pictures[:PICTURES]
-    for axes, (t, picture) in zip(
-        np.atleast_1d(strip.subplots(1, max(len(pictures), 1))), pictures, strict=False
-    ):
-        axes.imshow(picture)
-        axes.set_title(f"{max(t - moments.start, 0):.0f} s", fontsize=9)
-        axes.axis("off")
-
-    measured = np.array([[t, *q] for t, q in recording.joints])
-    commanded = _commanded(recording)
-    for i, (name, axes) in enumerate(
-        zip(recording.joint_names, joints.subplots(2, 3, sharex=True).flat, strict=False)
-    ):
-        for t, points in commanded.get(name, []):
-            axes.plot(t - moments.start, np.rad2deg(points), color="tab:orange", lw=1.2)
-        if len(measured):
-            axes.plot(measured[:, 0] - moments.start, np.rad2deg(measured[:, 1 + i]), color="tab:blue", lw=1)
-        axes.axvline(moments.reset - moments.start, color="crimson", ls="--", lw=1)
-        axes.set_title(name, fontsize=10)
-        axes.set_xlim(0, moments.stop - moments.start)
-        axes.grid(alpha=0.3)
-    joints.suptitle("joint positions in degrees: commanded (orange) and measured (blue)", fontsize=11)
-    joints.supxlabel("seconds since the episode started", fontsize=9)
-
-    times = np.array([t - moments.start for t, _ in recording.memories])
-    left, right = memory.subplots(1, 2)
-    for axes, attribute, label in (
-        (left, "norm", "norm of each memory token"),
-        (right, "cosine_distance", "change of each token per commit (cosine distance)"),
-    ):
-        values = [getattr(m, attribute) for _, m in recording.memories]
-        if values and len(values[0]):
-            axes.plot(times, np.array(values), marker=".", ms=4, lw=1)
-        axes.axvline(moments.reset - moments.start, color="crimson", ls="--", label="reset_memory")
-        axes.set_title(label, fontsize=10)
-        axes.set_xlim(0, moments.stop - moments.start)
-        axes.set_xlabel("seconds", fontsize=9)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
-
-
-def _commanded(recording: Recording) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    """Per joint, the part of each trajectory that was in force: until the next one came."""
-    pieces: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-    arrivals = [t for t, _ in recording.trajectories]
-    for (arrived, message), replaced in zip(recording.trajectories, [*arrivals[1:], math.inf], strict=True):
-        stamp = from_time(message.header.stamp) / NANOSECONDS
-        times = np.array(
-            [stamp + p.time_from_start.sec + p.time_from_start.nanosec / NANOSECONDS for p in message.points]
-        )
-        inside = (times >= arrived) & (times <= replaced)
-        for j, name in enumerate(message.joint_names):
-            values = np.array([p.positions[j] for p in message.points])
-            pieces.setdefault(name, []).append((times[inside], values[inside]))
-    return pieces
+        stage.spin(seconds / 2, follow)
+        reset = observer.trigger("policy/reset_memory")
+        stage.spin(began + seconds - time.monotonic(), follow)
+    stop = observer.trigger("policy/stop_episode")
+    marks = tuple(("", start + seconds * i / PICTURES) for i in range(PICTURES))
+    return Run((Played(start, stop, marks),), reset)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """A simulated SO-100: a serial device that so100_node opens like a real arm's, and two cameras.
 
-Servo bus and physics run in the emulator's own process; here its state is read and rendered. Everything is
-on the executor's one thread, which is also where the GL context lives.
+Servo bus and physics run in the emulator's own process; here its state is read and rendered, and with a
+memory task its trials are run and judged. Everything is on the executor's one thread, which is also where
+the GL context lives.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
+import json
 import os
+import secrets
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -28,15 +34,134 @@ from smolvla_mem_ros.nodes.parameters import declare
 from smolvla_mem_ros.nodes.running import run_node
 from smolvla_mem_ros.share import share_path
 from smolvla_mem_ros.sim.cameras import Cameras
+from smolvla_mem_ros.sim.demos import draw
 from smolvla_mem_ros.sim.emulator_process import EmulatorDied, EmulatorProcess
-from smolvla_mem_ros.sim.scene import HOME, Scene
+from smolvla_mem_ros.sim.expert import rest_pose
+from smolvla_mem_ros.sim.scene import HOME, TABLETOP, Scene
+from smolvla_mem_ros.sim.tasks import DARK, FPS, PLACES, Referee, Rgb, Trial, get_task
+from smolvla_mem_ros.sim.world import CAMERAS, MEMORY_SCENE, paint
 from smolvla_mem_ros.so100.arm import JOINTS
 
-CAMERAS = ("front", "wrist")
 # As sensor data is sent: a reader that is late gets the newest pictures, not the oldest.
 QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 JPEG_QUALITY = 90
-HOMING_TIME = 1.5  # s for a held arm to go home
+# Width and height in pixels. Policies of the memory tasks know pictures of that size only.
+FULL_SIZE, TASK_SIZE = (640, 480), (64, 48)
+# Who comes late gets the present state at once.
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+HOMING_TIME = 1.5  # s for a held arm to go to where a trial starts
+REST_TOLERANCE = 0.1  # rad of each joint
+REST_TIME = 0.3  # s within it; an arm that only passes by is not at rest
+
+DARK_LAMPS = {"lamp_cue": DARK, "lamp_go": DARK}
+NOTHING = {f"pad_{place}": None for place in PLACES} | {"button": None} | DARK_LAMPS
+
+
+class TrialRefused(Exception):
+    """The trial cannot be started now; the text says why and what to do."""
+
+
+class Trials:
+    """The trials of one memory task, one after another, judged in real time. Knows nothing of ROS.
+
+    Trial number n of a seed is that of the offline evaluation. A trial is *idle* until the arm is at rest
+    where it starts, then *ready*; :meth:`start` makes it *running*, its end *success* or *failure*.
+
+    Args:
+        task: a name from ``sim.tasks.TASKS``.
+        seed: of the trials.
+        delay: frames between cue and go; None draws them.
+        scene: the memory tasks' scene, which whoever holds it keeps showing the arm.
+
+    Raises:
+        ValueError: there is no such task, or ``delay`` is too short.
+    """
+
+    def __init__(self, task: str, seed: int, delay: int | None, scene: Scene) -> None:
+        self.task, self.seed = task, seed
+        self.episode = -1
+        self.trial: Trial | None = None
+        self.state, self.reason = "idle", "no trial; call reset_scene"
+        self._draw = lambda episode: draw(get_task(task), seed, episode, delay=delay)[0]
+        self._draw(0)
+        self._scene, self._tip = scene, scene.model.site("tip").id
+        self._referee: Referee | None = None
+        self._started = self._moved = 0.0
+        self._before: tuple[float, np.ndarray] | None = None  # time and tip of the last call of follow
+
+    @property
+    def rest(self) -> np.ndarray:
+        """(6,) rad, where the present trial starts."""
+        return rest_pose(self._scene, self.trial.start)
+
+    @property
+    def colours(self) -> dict[str, Rgb | None]:
+        """As the referee's; before a trial runs its lamps are dark."""
+        if self.trial is None:
+            return NOTHING
+        waiting = self.state in ("idle", "ready")
+        return self._referee.colours | (DARK_LAMPS if waiting else {})
+
+    def next(self, now: float) -> None:
+        """Draw the next trial at ``now`` (s, monotonic); one that is still running counts no more."""
+        self.episode += 1
+        self.trial = self._draw(self.episode)
+        self._referee = Referee(self.trial)
+        self._wait_for_rest(now)
+
+    def start(self, now: float) -> None:
+        """Start the clock: frame 0 is at ``now`` (s, monotonic). Raises TrialRefused unless one is ready."""
+        if self.state == "running":
+            raise TrialRefused(f"trial {self.episode} is running already; reset_scene ends it")
+        if self.state in ("success", "failure"):
+            raise TrialRefused(f"trial {self.episode} is over ({self.reason}); call reset_scene for the next")
+        if self.state != "ready":
+            raise TrialRefused(self.reason)
+        self.state, self._started = "running", now
+
+    def follow(self, now: float) -> None:
+        """Judge what happened up to ``now`` (s, monotonic), when the arm is where the scene shows it.
+
+        Frames that have passed since the last call are judged one by one, at a tip on the straight line
+        between both calls: how often this is called does not matter much.
+        """
+        tip = self._scene.data.site_xpos[self._tip].copy()
+        if self.state == "running":
+            self._judge(now, tip)
+        elif self.state in ("idle", "ready") and self.trial is not None:
+            if np.abs(self._scene.arm_position - self.rest).max() > REST_TOLERANCE:
+                self._wait_for_rest(now)
+            elif now - self._moved >= REST_TIME:
+                self.state, self.reason = "ready", ""
+        self._before = now, tip
+
+    def _judge(self, now: float, tip: np.ndarray) -> None:
+        referee = self._referee
+        times, tips = zip(self._before, (now, tip), strict=True)
+        while referee.outcome is None:
+            end_of_frame = self._started + (referee.frame + 1) / FPS
+            if end_of_frame > now:
+                return
+            referee.step([np.interp(end_of_frame, times, axis) for axis in np.transpose(tips)])
+        self.state, self.reason = "success" if referee.outcome else "failure", referee.reason
+
+    def _wait_for_rest(self, now: float) -> None:
+        self.state, self._moved = "idle", now
+        self.reason = f"the arm is not at rest where trial {self.episode} starts; wait, or see what holds it"
+
+    def report(self) -> dict[str, str | int | None]:
+        """What may be known from outside; the secret is not in it."""
+        trial, referee = self.trial, self._referee
+        return {
+            "task": self.task,
+            "seed": self.seed,
+            "episode": self.episode,
+            "state": self.state,
+            "reason": self.reason,
+            "frame": referee.frame if referee else 0,
+            "go": referee.go if referee else None,
+            "instruction": trial.instruction if trial else "",
+        }
 
 
 class So100Sim(Node):
@@ -46,10 +171,28 @@ class So100Sim(Node):
         super().__init__("so100_sim")
         declare(self, "port", "/tmp/so100_sim", "path that the emulated serial device is offered under")
         declare(self, "calibration", "", "LeRobot's calibration file of the arm; empty: the package's own")
-        declare(self, "camera.width", 640, "pixels", (16, 1920))
-        declare(self, "camera.height", 480, "pixels", (16, 1440))
+        declare(
+            self, "camera.width", 0, "pixels; 0: 640, or with a task 64 as in its demonstrations", (0, 1920)
+        )
+        declare(
+            self, "camera.height", 0, "pixels; 0: 480, or with a task 48 as in its demonstrations", (0, 1440)
+        )
         declare(self, "camera.fps", 30.0, "pictures a second from each camera", (1.0, 120.0))
-        declare(self, "seed", -1, "for where the blocks lie; -1: always at the same places", (-1, 2**31 - 1))
+        declare(self, "task", "", "memory task to play; empty: a table with blocks and no task")
+        declare(
+            self,
+            "delay",
+            -1,
+            "frames between cue and go, of 15 a second; -1: drawn for each trial",
+            (-1, 1000),
+        )
+        declare(
+            self,
+            "seed",
+            -1,
+            "of trials, or of where blocks lie; -1: new trials each start, blocks at their usual places",
+            (-1, 2**31 - 1),
+        )
         parameter = {name: self.get_parameter(name).value for name in self._parameters}
 
         self.exit_code = 0
@@ -58,10 +201,13 @@ class So100Sim(Node):
         seed = [] if parameter["seed"] < 0 else [f"--seed={parameter['seed']}"]
         # Mesa's software renderer on one thread: on all cores it makes the servo bus late 30 times a second.
         os.environ.setdefault("LP_NUM_THREADS", "0")
-        self._scene = Scene()
-        self._emulator = EmulatorProcess(Path(self._port), calibration.expanduser(), *seed)
+        path = MEMORY_SCENE if parameter["task"] else TABLETOP
+        self._scene = Scene(path)
+        self._trials = self._make_trials(parameter) if parameter["task"] else None
+        self._emulator = EmulatorProcess(Path(self._port), calibration.expanduser(), f"--scene={path}", *seed)
         try:
-            size = (parameter["camera.width"], parameter["camera.height"])
+            usual = TASK_SIZE if self._trials else FULL_SIZE
+            size = (parameter["camera.width"] or usual[0], parameter["camera.height"] or usual[1])
             self._cameras = Cameras(self._scene.model, CAMERAS, *size)
             self._emulator.wait_ready()
         except (EmulatorDied, TimeoutError, RuntimeError) as error:
@@ -72,14 +218,28 @@ class So100Sim(Node):
             c: self.create_publisher(CompressedImage, f"camera/{c}/image_raw/compressed", QOS)
             for c in CAMERAS
         }
-        self._home = self.create_publisher(JointTrajectory, "so100/joint_trajectory", 10)
+        self._rest = self.create_publisher(JointTrajectory, "so100/joint_trajectory", 10)
+        self._trial = self.create_publisher(String, "~/trial", LATCHED) if self._trials else None
+        self._trial_published: tuple[int, str] | None = None
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._sent = dict.fromkeys(CAMERAS, 0)
         self._snapshot = self._emulator.snapshot()
         self.create_service(Trigger, "~/reset_scene", self._on_reset_scene)
+        self.create_service(Trigger, "~/start_trial", self._on_start_trial)
         self.create_timer(1 / parameter["camera.fps"], self._send_pictures)
         self.create_timer(1.0, self._report)
+        self._publish_trial()
         self.get_logger().info(f"a simulated SO-100 is at {self._port}")
+        if self._trials:
+            self.get_logger().info(f"its task is {self._trials.task}, trials of seed {self._trials.seed}")
+
+    def _make_trials(self, parameter: dict) -> Trials:
+        seed = parameter["seed"] if parameter["seed"] >= 0 else secrets.randbelow(2**31)
+        delay = parameter["delay"] if parameter["delay"] >= 0 else None
+        try:
+            return Trials(parameter["task"], seed, delay, self._scene)
+        except ValueError as error:
+            raise ParameterException(str(error), ("task", "delay")) from error
 
     def close(self) -> None:
         """Ends the emulator and gives the GL context back."""
@@ -103,6 +263,10 @@ class So100Sim(Node):
             return
         stamp = self.get_clock().now().to_msg()
         self._scene.show(self._snapshot.qpos)
+        if self._trials:
+            self._trials.follow(self._snapshot.time)
+            paint(self._scene.model, self._trials.colours)
+            self._publish_trial()
         pictures = {camera: self._cameras.render(self._scene.data, camera) for camera in CAMERAS}
         for camera, picture in pictures.items():
             self._raw[camera].publish(raw_message(picture, stamp, f"camera_{camera}"))
@@ -113,16 +277,45 @@ class So100Sim(Node):
     def _on_reset_scene(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         try:
             self._emulator.reset()
-            # An arm that is held is its driver's: jumping home under it would only make it fight back.
-            self._home.publish(home_trajectory())
             response.success = True
             response.message = "the blocks are back at their places; a held arm is on its way home"
+            rest = HOME
+            if self._trials:
+                self._trials.next(time.monotonic())
+                self._publish_trial()
+                rest = self._trials.rest
+                response.message = (
+                    f"trial {self._trials.episode} is drawn; a held arm is on its way to its start"
+                )
+            # An arm that is held is its driver's: jumping home under it would only make it fight back.
+            self._rest.publish(rest_trajectory(rest))
         except TimeoutError as error:
             response.success, response.message = False, str(error)
         except EmulatorDied as error:
             self._fail(error)
             response.success, response.message = False, str(error)
         return response
+
+    def _on_start_trial(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if self._trials is None:
+            response.message = "there is no task; start so100_sim with the parameter task"
+            return response
+        try:
+            self._trials.start(time.monotonic())
+            response.success, response.message = True, self._trials.trial.instruction
+        except TrialRefused as error:
+            response.message = str(error)
+        self._publish_trial()
+        return response
+
+    def _publish_trial(self) -> None:
+        """If it has changed; the passing of frames alone is not news."""
+        if self._trials is None:
+            return
+        report = self._trials.report()
+        if (news := (report["episode"], report["state"])) != self._trial_published:
+            self._trial_published = news
+            self._trial.publish(String(data=json.dumps(report)))
 
     def _report(self) -> None:
         values = {f"images_sent_{camera}": count for camera, count in self._sent.items()}
@@ -162,9 +355,9 @@ def jpeg_message(picture, stamp, frame: str) -> CompressedImage:
     return message
 
 
-def home_trajectory() -> JointTrajectory:
-    """To the scene's start, from wherever the arm is."""
-    point = JointTrajectoryPoint(positions=list(HOME))
+def rest_trajectory(pose: Sequence[float]) -> JointTrajectory:
+    """To ``pose``, (6,) rad, from wherever the arm is."""
+    point = JointTrajectoryPoint(positions=list(pose))
     point.time_from_start.sec, point.time_from_start.nanosec = divmod(round(HOMING_TIME * 1e9), 10**9)
     return JointTrajectory(joint_names=list(JOINTS), points=[point])
 

@@ -22,7 +22,7 @@ import tty
 from pathlib import Path
 
 from smolvla_mem_ros.sim.arm_plant import ArmPlant
-from smolvla_mem_ros.sim.scene import Scene
+from smolvla_mem_ros.sim.scene import TABLETOP, Scene
 from smolvla_mem_ros.sim.servo_bus import Servo, ServoBus
 from smolvla_mem_ros.sim.shared_state import SharedState, Snapshot
 from smolvla_mem_ros.so100.arm import Calibration, CalibrationError
@@ -227,6 +227,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--port", type=Path, required=True, help="path of the link that programs open")
     parser.add_argument("--calibration", type=Path, required=True, help="LeRobot's calibration file")
+    parser.add_argument("--scene", type=Path, default=TABLETOP, help="MuJoCo file (default: the tabletop's)")
     parser.add_argument("--latency-us", type=float, default=0, help="before each answer (USB: 200-1000)")
     parser.add_argument("--baud", type=int, default=0, help="pace of the wire, really 1000000; 0: no limit")
     parser.add_argument("--drop", type=float, default=0, help="probability that an answer is lost")
@@ -245,15 +246,15 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN if options.control else lambda *_: sys.exit(0))
     try:
         calibration = Calibration.load(options.calibration)
+        scene = Scene(options.scene)
         link = SerialLink(options.port)
-    except (CalibrationError, PortInUse) as error:
+    except (CalibrationError, PortInUse, ValueError) as error:
         print(f"emulator: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"emulator: cannot offer {options.port} ({error.strerror})", file=sys.stderr)
         return 2
     try:
-        scene = Scene()
         servos = make_servos(calibration, not options.uncalibrated)
         plant = ArmPlant(scene, calibration, servos, time.monotonic, options.seed)
         bus = ServoBus(servos, plant.advance, options.drop, options.seed or 0)

@@ -9,6 +9,8 @@ from pathlib import Path
 import mujoco
 import numpy as np
 
+from smolvla_mem_ros.so100.arm import JOINTS
+
 ASSETS = Path(__file__).parent / "assets"
 TABLETOP = ASSETS / "tabletop.xml"
 
@@ -28,11 +30,13 @@ class Scene:
     """
 
     def __init__(self, path: Path = TABLETOP) -> None:
-        """Raises ValueError when MuJoCo cannot compile the file at ``path``."""
+        """Raises ValueError when MuJoCo cannot compile the file at ``path``, or no SO-100 is in it."""
         self.model = mujoco.MjModel.from_xml_path(str(path))
         self.data = mujoco.MjData(self.model)
         ids = self.model.actuator_trnid[:, 0]
         self.joints = tuple(self.model.joint(i).name for i in ids)
+        if self.joints != JOINTS:
+            raise ValueError(f"{path} moves {', '.join(self.joints) or 'nothing'}, not {', '.join(JOINTS)}")
         self.qpos_index = self.model.jnt_qposadr[ids]
         self.dof_index = self.model.jnt_dofadr[ids]
         self._blocks = self.model.jnt_qposadr[self.model.jnt_type == mujoco.mjtJoint.mjJNT_FREE]

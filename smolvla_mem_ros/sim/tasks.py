@@ -256,7 +256,7 @@ class Referee:
         if here is not None and self._since == PRESS_FRAMES:
             self._arrive(here)
         self._light_go()
-        limit = self.trial.max_frames if self.go is None else self.go + TIME_LIMIT
+        limit = self.trial.max_frames if self.go is None else min(self.go + TIME_LIMIT, self.trial.max_frames)
         if self.outcome is None and self.frame >= limit:
             self._end(False, "out of time")
 

@@ -35,6 +35,12 @@ def test_a_real_arm_runs_no_simulation(calibration):
     assert started["so100"].parameters == {"port": "/dev/ttyACM0", "calibration": calibration}
 
 
+def test_a_memory_task_goes_to_the_simulation_alone(calibration):
+    started = specs(checkpoint="somewhere", calibration=calibration, sim_task="CueRecall2")
+    assert started["so100_sim"].parameters["task"] == "CueRecall2"
+    assert "task" not in started["policy"].parameters and "task" not in started["so100"].parameters
+
+
 def test_the_simulated_port_is_not_shared_with_another_domain_or_namespace(monkeypatch):
     monkeypatch.setenv("ROS_DOMAIN_ID", "7")
     ports = {bringup.simulated_port(""), bringup.simulated_port("left")}
@@ -97,6 +103,12 @@ def test_a_checkpoint_may_be_a_folder_or_a_hub_name(tmp_path, monkeypatch):
         ({"checkpoint": "c", "log_level": "loud"}, r"log_level 'loud' is not one of debug, info"),
         ({"checkpoint": "c", "num_mem_tokens": "4"}, r"num_mem_tokens must be -1 .* or 0 .*, not 4"),
         ({"checkpoint": "c", "num_mem_tokens": "few"}, r"num_mem_tokens must be a whole number, not 'few'"),
+        ({"checkpoint": "c", "sim_task": "CueRecal2"}, r"no sim_task 'CueRecal2'; did you mean CueRecall2\?"),
+        ({"checkpoint": "c", "sim_task": "juggle"}, r"no sim_task 'juggle'; there are CueRecall2, "),
+        (
+            {"sim": "false", "checkpoint": "c", "port": "p", "sim_task": "CueRecall2"},
+            r"sim_task .* add sim:=true",
+        ),
         ({"checkpoint": "./gone"}, r"checkpoint './gone' is not there; .*make_tiny_checkpoint ./gone"),
         ({"sim": "maybe"}, r"sim must be true or false, not 'maybe'"),
         ({"chekpoint": "c"}, r"no argument 'chekpoint'; did you mean 'checkpoint'\?"),

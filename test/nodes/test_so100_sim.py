@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""so100_sim over DDS: pictures from both cameras, an arm that so100_node drives, and nothing left behind."""
+"""so100_sim over DDS: pictures from both cameras, an arm that so100_node drives, trials of a memory task that
+are shown and judged as they are offline, and nothing left behind."""
 
+import json
 import os
 import signal
 import time
@@ -9,14 +11,27 @@ import cv2
 import numpy as np
 import pytest
 from helpers import alive, stamp
+from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from smolvla_mem_ros.sim.scene import HOME
+from smolvla_mem_ros.nodes.so100_sim import LATCHED, REST_TIME, TrialRefused, Trials
+from smolvla_mem_ros.sim.demos import draw
+from smolvla_mem_ros.sim.expert import press_pose
+from smolvla_mem_ros.sim.scene import HOME, Scene
+from smolvla_mem_ros.sim.tasks import COLOURS, DARK, FPS, PLACES, WHITE, get_task
+from smolvla_mem_ros.sim.world import MEMORY_SCENE
 from smolvla_mem_ros.so100.arm import JOINTS
 
 READY = "a simulated SO-100 is at"
 CAMERAS = ("front", "wrist")
+
+
+def trajectory(pose, seconds):
+    """To ``pose``, (6,) rad."""
+    point = JointTrajectoryPoint(positions=[float(q) for q in pose])
+    point.time_from_start.nanosec = round(seconds * 1e9)
+    return JointTrajectory(joint_names=list(JOINTS), points=[point])
 
 
 def pixels(message):
@@ -96,11 +111,7 @@ def test_the_real_driver_moves_the_simulated_arm_and_the_cameras_show_it(
         pixels(images[-1]).astype(int),
         int(shared_probe.reports["shared/so100_sim"]["servo_writes"]),
     )
-    message = JointTrajectory(joint_names=list(JOINTS))
-    point = JointTrajectoryPoint(positions=[0.8, -0.3, 0.3, 0.8, -1.0, 1.2])
-    point.time_from_start.nanosec = 500_000_000
-    message.points.append(point)
-    shared_probe.send(message)
+    shared_probe.send(trajectory([0.8, -0.3, 0.3, 0.8, -1.0, 1.2], 0.5))
     shared_probe.spin_until(lambda: abs(shared_probe.states[-1].position[0] - 0.8) < 0.03)
     now = stamp(images[-1])
     shared_probe.spin_until(lambda: stamp(images[-1]) > now)
@@ -170,3 +181,299 @@ def test_a_port_that_is_a_file_is_refused_with_the_cause(start_node, port):
     assert node.process.wait(60) == 1
     assert "is not a link" in node.log and "Traceback" not in node.log
     assert port.read_text() == "precious"
+
+
+# Trials, without ROS ----------------------------------------------------------------------------
+
+FRAME = 1 / FPS
+
+
+class Bench:
+    """Trials of a task with a clock and an arm that the test moves."""
+
+    def __init__(self, task="CueRecall2", seed=3, delay=8):
+        self.scene = Scene(MEMORY_SCENE)
+        self.trials = Trials(task, seed, delay, self.scene)
+        self.now = 1000.0
+
+    def show(self, pose, seconds):
+        """``seconds`` later the arm is at ``pose``."""
+        self.now += seconds
+        self.scene.show(np.asarray(pose))
+        self.trials.follow(self.now)
+
+    def begin(self):
+        """The next trial, running."""
+        self.trials.next(self.now)
+        self.show(self.trials.rest, 0)
+        self.show(self.trials.rest, REST_TIME + 0.01)
+        self.trials.start(self.now)
+
+    def goal(self):
+        return press_pose(self.scene, PLACES[self.trials.trial.goals[0]])
+
+
+@pytest.fixture
+def bench():
+    return Bench()
+
+
+@pytest.mark.parametrize("delay", [None, 12])
+def test_trials_are_those_of_the_offline_evaluation(delay):
+    trials = Bench("CueRecall3", 7, delay).trials
+    for episode in range(4):
+        trials.next(0.0)
+        assert trials.trial == draw(get_task("CueRecall3"), 7, episode, delay=delay)[0]
+        assert trials.report()["episode"] == episode
+
+
+def test_what_is_reported_of_a_trial_under_way_does_not_tell_its_secret(bench):
+    shown = []
+    for _ in range(8):
+        bench.begin()
+        shown.append((bench.trials.trial.goals, {**bench.trials.report(), "episode": None}))
+    assert len({goals for goals, _ in shown}) == 2
+    assert all(report == shown[0][1] for _, report in shown)
+
+
+def test_a_trial_is_ready_once_the_arm_has_come_to_rest_at_its_start(bench):
+    assert bench.trials.report()["state"] == "idle" and "reset_scene" in bench.trials.reason
+    bench.trials.next(bench.now)
+    away = np.array(HOME) + [0.3, 0, 0, 0, 0, 0]
+    bench.show(HOME, 10)
+    assert bench.trials.state == "ready"
+    bench.show(away, 0.03)
+    assert bench.trials.state == "idle" and "not at rest" in bench.trials.reason
+    bench.show(HOME, 0.1)
+    assert bench.trials.state == "idle", "it only passes by"
+    bench.show(HOME, REST_TIME)
+    assert bench.trials.state == "ready"
+
+
+def test_a_task_that_starts_elsewhere_waits_for_the_arm_there():
+    bench = Bench("TakeItBack3")
+    bench.trials.next(bench.now)
+    bench.show(HOME, 10)
+    assert bench.trials.state == "idle"
+    tip = bench.scene.data.site("tip").xpos
+    bench.show(bench.trials.rest, 0.1)
+    bench.show(bench.trials.rest, REST_TIME)
+    np.testing.assert_allclose(tip[:2], PLACES[bench.trials.trial.start], atol=0.01)
+    assert bench.trials.state == "ready"
+
+
+def test_lamps_are_dark_until_the_clock_runs_then_show_cue_and_go(bench):
+    bench.trials.follow(bench.now)
+    assert bench.trials.colours["pad_left"] is None
+    bench.trials.next(bench.now)
+    for _ in range(2):
+        assert {bench.trials.colours["lamp_cue"], bench.trials.colours["lamp_go"]} == {DARK}
+        assert bench.trials.colours["pad_left"] == COLOURS["red"]
+        bench.show(HOME, 10)
+    assert bench.trials.state == "ready"
+    bench.trials.start(bench.now)
+    cue = COLOURS[bench.trials.trial.flashes[0].colour]
+    assert bench.trials.colours["lamp_cue"] == cue, "at once"
+    bench.show(HOME, 9.9 * FRAME)
+    assert bench.trials.colours["lamp_cue"] == cue
+    bench.show(HOME, 0.2 * FRAME)
+    assert bench.trials.colours["lamp_cue"] == DARK
+    bench.show(HOME, 7.8 * FRAME)
+    assert bench.trials.colours["lamp_go"] == DARK and bench.trials.report()["go"] is None
+    bench.show(HOME, 0.2 * FRAME)
+    assert bench.trials.colours["lamp_go"] == WHITE and bench.trials.report()["go"] == 18
+
+
+@pytest.mark.parametrize("period", [1 / 120, 1 / 30, 0.5])
+def test_frames_pass_with_the_clock_whatever_the_rate_of_pictures(bench, period):
+    bench.begin()
+    for _ in range(round(3 / period)):
+        bench.show(HOME, period)
+    assert bench.trials.report()["frame"] == pytest.approx(45, abs=1)
+    for _ in range(round(4 / period)):
+        bench.show(HOME, period)
+    report = bench.trials.report()
+    assert (report["state"], report["reason"], report["frame"]) == ("failure", "out of time", 18 + 75)
+
+
+def test_a_late_look_at_the_arm_does_not_make_a_short_press_long(bench):
+    bench.begin()
+    bench.show(HOME, 20 * FRAME)
+    bench.show(bench.goal(), 3 * FRAME)
+    assert bench.trials.state == "running", "only the last of these three frames was on the pad"
+    bench.show(bench.goal(), 2 * FRAME)
+    assert bench.trials.state == "success" and bench.trials.report()["frame"] == 25
+
+
+def test_a_press_before_go_fails_and_a_trial_that_is_over_stays_so(bench):
+    bench.begin()
+    bench.show(bench.goal(), FRAME)
+    bench.show(bench.goal(), 5 * FRAME)
+    assert bench.trials.state == "failure" and "before go" in bench.trials.reason
+    before = bench.trials.report()
+    bench.show(HOME, 10)
+    assert bench.trials.report() == before
+
+
+def test_a_trial_is_started_once_and_only_when_ready(bench):
+    with pytest.raises(TrialRefused, match="no trial; call reset_scene"):
+        bench.trials.start(bench.now)
+    bench.trials.next(bench.now)
+    with pytest.raises(TrialRefused, match="trial 0 starts"):
+        bench.trials.start(bench.now)
+    bench.begin()
+    with pytest.raises(TrialRefused, match="trial 1 is running already"):
+        bench.trials.start(bench.now)
+    bench.show(HOME, 20)
+    with pytest.raises(TrialRefused, match=r"trial 1 is over \(out of time\)"):
+        bench.trials.start(bench.now)
+
+
+# Trials over DDS --------------------------------------------------------------------------------
+
+SEED, DELAY = 3, 8
+
+
+class Player:
+    """Plays trials by their services, and hears how they stand."""
+
+    def __init__(self, probe):
+        self.probe = probe
+        self.reports = []
+        probe.create_subscription(
+            String, "so100_sim/trial", lambda message: self.reports.append(json.loads(message.data)), LATCHED
+        )
+        self.images = probe.watch("camera/front/image_raw")
+        self.scene = Scene(MEMORY_SCENE)
+
+    def wait(self, state):
+        self.probe.spin_until(lambda: self.reports and self.reports[-1]["state"] == state)
+        return self.reports[-1]
+
+    def reset(self):
+        """The trial that comes next, ready."""
+        self.probe.spin_until(lambda: self.reports)
+        before = self.reports[-1]["episode"]
+        assert self.probe.call(Trigger, "so100_sim/reset_scene").success
+        self.probe.spin_until(lambda: self.reports[-1]["episode"] == before + 1)
+        self.wait("ready")
+        return draw(get_task("CueRecall2"), SEED, before + 1, delay=DELAY)[0]
+
+    def start(self):
+        return self.probe.call(Trigger, "so100_sim/start_trial")
+
+    def press(self, place, seconds=0.7):
+        self.probe.send(trajectory(press_pose(self.scene, PLACES[place]), seconds))
+
+    def picture(self):
+        """(H, W, 3) int, of now."""
+        now = self.probe.get_clock().now().nanoseconds
+        self.probe.spin_until(lambda: self.images and stamp(self.images[-1]) > now)
+        return pixels(self.images[-1]).astype(int)
+
+
+@pytest.fixture(scope="module")
+def played(node_starter, calibration, tmp_path_factory):
+    """A simulation with a task and the arm's driver, in the namespace /task."""
+    port = tmp_path_factory.mktemp("played") / "ttySO100"
+    arguments = ["-r", "__ns:=/task"]
+    parameters = {
+        "camera.width": 160,
+        "camera.height": 120,
+        "task": "CueRecall2",
+        "seed": SEED,
+        "delay": DELAY,
+    }
+    sim = node_starter("so100_sim", {"port": port, **parameters}, arguments)
+    sim.wait_for(READY)
+    arm = node_starter("so100_node", {"port": port, "calibration": calibration}, arguments)
+    arm.wait_for("connected and holding still")
+    yield
+    arm.end()
+
+
+@pytest.fixture
+def player(played, make_probe):
+    return Player(make_probe("task"))
+
+
+def changed(before, after):
+    """(H, W) bool; the edges of an arm that settles count for a few pixels."""
+    return np.abs(after - before).max(axis=2) > 60
+
+
+def test_the_picture_shows_the_trials_cue_and_go_and_nothing_before(player):
+    colours = set()
+    while len(colours) < 2:
+        trial = player.reset()
+        dark = player.picture()
+        assert changed(dark, player.picture()).sum() < 10, "nothing happens before the start"
+        answer = player.start()
+        assert answer.success and answer.message == trial.instruction
+        lit = player.picture()
+        colour = trial.flashes[0].colour
+        lamp = changed(dark, lit)
+        assert 30 < lamp.sum() < 600
+        assert "rgb"[np.argmax((lit - dark)[lamp].mean(axis=0))] == colour[0]
+        colours.add(colour)
+        # The go lamp is another one, and by then the cue is gone.
+        player.probe.spin((trial.go + 1) * FRAME)
+        go = changed(dark, player.picture())
+        assert go.sum() > 30 and (go & lamp).sum() < 0.2 * lamp.sum()
+
+
+def test_the_arm_that_presses_the_right_pad_after_go_succeeds(player):
+    trial = player.reset()
+    assert player.start().success
+    player.probe.spin((trial.go + 1) * FRAME)
+    player.press(trial.goals[0])
+    report = player.wait("success")
+    assert report["reason"] == f"reached {trial.goals[0]}" and report["instruction"] == trial.instruction
+    assert report["go"] == trial.go and trial.go + 5 < report["frame"] < trial.go + 40
+    assert [r["state"] for r in player.reports][-3:] == ["ready", "running", "success"]
+
+
+@pytest.mark.parametrize("when, reason", [("early", "before go"), ("late", "not to")])
+def test_the_arm_that_presses_too_early_or_wrongly_fails(player, when, reason):
+    trial = player.reset()
+    assert player.start().success
+    place = trial.goals[0]
+    if when == "late":
+        player.probe.spin((trial.go + 1) * FRAME)
+        place = next(p for p in trial.pads if p != place)
+    player.press(place, 0.5)
+    report = player.wait("failure")
+    assert reason in report["reason"] and place in report["reason"]
+
+
+def test_a_trial_is_refused_while_the_arm_is_on_its_way_and_when_it_is_over(player):
+    player.reset()
+    player.press("left", 0.4)
+    player.wait("idle")
+    answer = player.start()
+    assert not answer.success and "not at rest" in answer.message
+    player.reset()
+    assert player.start().success
+    answer = player.start()
+    assert not answer.success and "running already" in answer.message
+
+
+def test_without_a_task_there_is_no_trial_to_start(sim, shared_probe):
+    answer = shared_probe.call(Trigger, "so100_sim/start_trial")
+    assert not answer.success and "there is no task" in answer.message
+    assert "shared/so100_sim/trial" not in dict(shared_probe.get_topic_names_and_types())
+
+
+@pytest.mark.parametrize(
+    "parameters, says",
+    [
+        ({"task": "CueRecal"}, "there is no task 'CueRecal'; there are CueRecall2"),
+        ({"task": "CueRecall2", "delay": 3}, "delay 3 is too short"),
+    ],
+    ids=["task", "delay"],
+)
+def test_a_task_that_cannot_be_played_is_refused_with_the_cause(start_node, port, parameters, says):
+    node = start_node("so100_sim", {"port": port, **parameters})
+    assert node.process.wait(60) == 1
+    assert says in node.log and "Traceback" not in node.log
+    assert not os.path.lexists(port)

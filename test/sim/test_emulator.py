@@ -14,8 +14,9 @@ import serial
 
 from smolvla_mem_ros.sim.emulator import main
 from smolvla_mem_ros.sim.emulator_process import EmulatorDied, EmulatorProcess
-from smolvla_mem_ros.sim.scene import HOME
+from smolvla_mem_ros.sim.scene import HOME, Scene
 from smolvla_mem_ros.sim.servo_bus import PING, checksum, status
+from smolvla_mem_ros.sim.world import MEMORY_SCENE
 
 CALIBRATION = Path(__file__).parents[2] / "config/calibration/so100_sim.json"
 COMMAND = [sys.executable, "-m", "smolvla_mem_ros.sim.emulator", "--calibration", str(CALIBRATION)]
@@ -63,6 +64,12 @@ def test_it_answers_on_its_link_and_shares_its_state(emulator, port):
     wait_until(lambda: emulator.snapshot().packets == 1)
     wait_until(lambda: emulator.snapshot().sequence > snapshot.sequence + 3)
     assert time.monotonic() - emulator.snapshot().time < 0.5
+
+
+def test_it_simulates_the_scene_it_is_told_to(emulator, tmp_path):
+    with EmulatorProcess(tmp_path / "other", CALIBRATION, f"--scene={MEMORY_SCENE}") as other:
+        positions = len(other.wait_ready().qpos)
+    assert positions == Scene(MEMORY_SCENE).model.nq != len(emulator.snapshot().qpos)
 
 
 def test_closing_ends_it_and_removes_its_link(emulator, port):
@@ -148,6 +155,17 @@ def test_a_second_emulator_on_the_same_port_is_refused(emulator, port, capfd):
 def test_what_it_cannot_start_with_is_named(tmp_path, capfd, port, calibration, says):
     assert main(["--port", str(tmp_path / port), "--calibration", str(tmp_path / calibration)]) == 2
     assert says in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, says", [(None, "opening file"), ("<mujoco/>", "moves nothing, not shoulder_pan")]
+)
+def test_a_scene_that_is_missing_or_has_no_such_arm_is_refused(port, tmp_path, capfd, content, says):
+    scene = tmp_path / "scene.xml"
+    if content:
+        scene.write_text(content)
+    assert main(["--port", str(port), "--calibration", str(CALIBRATION), "--scene", str(scene)]) == 2
+    assert says in capfd.readouterr().err and not os.path.lexists(port)
 
 
 def test_unplugging_hangs_up_on_the_driver_and_plugging_brings_the_port_back(emulator, port):

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pins the command lines: LeRobot understands them, and runs that are compared differ in nothing else."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import draccus
+import pytest
+from lerobot.configs.train import TrainPipelineConfig
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+from smolvla_mem_ros.policy import SmolVLAMemConfig
+from smolvla_mem_ros.sim.tasks import TASKS
+from smolvla_mem_ros.training import recipe
+from smolvla_mem_ros.training.ablations import STUDIES, plan
+from smolvla_mem_ros.training.recipe import QUICK, RECIPE, Budget, without
+
+
+def understood(arguments):
+    """The configuration that lerobot-train makes of ``arguments``; plugins are loaded and taken out first."""
+    left = [a for a in arguments if "discover_packages_path" not in a]
+    return draccus.parse(TrainPipelineConfig, args=left)
+
+
+def test_the_episodes_of_a_task_are_those_that_show_it(demos, demos_folder):
+    dataset = LeRobotDataset("local/demos", root=demos_folder)
+    for task in demos.tasks:
+        chosen = demos.numbers([task])
+        assert len(chosen) == demos.episodes
+        starts = [dataset.meta.episodes["dataset_from_index"][episode] for episode in chosen]
+        assert {dataset[start]["task"] for start in starts} == {TASKS[task].instruction}
+
+
+def policy_understood(arguments):
+    """As :func:`understood`, only the policy's part, which is much quicker to parse."""
+    mine = [a.replace("--policy.", "--") for a in arguments if a.startswith("--policy.")]
+    return draccus.parse(SmolVLAMemConfig, args=without(mine, {"type": 0, "discover_packages_path": 0}))
+
+
+@pytest.mark.parametrize("label", ["memory", "no memory"])
+def test_lerobot_reads_what_the_recipe_says(label):
+    training = plan(RECIPE)["main"][label, ("LateCue2",), 2].training
+    config = understood(training.arguments(Path("work")))
+    budget, memory = RECIPE.one_task, {**RECIPE.memory, **RECIPE.one_task.memory}
+    assert (config.steps, config.batch_size, config.seed) == (budget.steps, budget.batch_size, 2)
+    assert config.policy.scheduler_decay_steps == budget.steps
+    assert config.policy.optimizer_lr == {**RECIPE.schedule, **budget.options}["policy.optimizer_lr"]
+    assert str(config.policy.pretrained_path) == "work/base/checkpoints/last/pretrained_model"
+    assert config.policy.vlm_model_name == "work/backbone"
+    assert config.dataset.root == "work/demos_all"
+    assert config.dataset.episodes == list(range(2, RECIPE.all.total, 6))
+    assert config.output_dir == training.output(Path("work"))
+    assert config.policy.type == ("smolvla_mem" if label == "memory" else "smolvla")
+    if label == "memory":
+        assert {name: getattr(config.policy, name) for name in memory} == memory
+
+
+def test_the_base_starts_from_nothing_and_sees_all_of_its_demonstrations():
+    config = understood(RECIPE.pretraining().arguments())
+    assert config.policy.type == "smolvla"
+    assert config.policy.pretrained_path is None
+    assert config.dataset.episodes is None
+    assert config.dataset.root == "outputs/demos_visible"
+
+
+@pytest.mark.parametrize("study", [name for name in STUDIES if name not in ("main", "delay")])
+def test_each_variant_of_a_study_changes_one_field_of_the_memory(study):
+    usual = RECIPE.training(("LateCue2",), 0, {})
+    for variant in STUDIES[study].variants:
+        ((field, value),) = variant.memory.items()
+        training = plan(RECIPE)[study][variant.label, ("LateCue2",), 0].training
+        changed = set(training.identity) ^ set(usual.identity)
+        if value == {**RECIPE.memory, **RECIPE.one_task.memory}[field]:
+            assert training == usual
+        else:
+            names = {argument.split("=")[0] for argument in changed}
+            assert names == {f"--policy.{field}", "--output_dir"}
+            assert getattr(policy_understood(training.arguments()), field) == value
+
+
+def test_memory_and_baseline_differ_in_nothing_but_the_memory():
+    one, other = (
+        plan(RECIPE)["main"][label, tuple(TASKS), 1].training.identity for label in ("memory", "no memory")
+    )
+    differing = {argument.split("=")[0].removeprefix("--") for argument in set(one) ^ set(other)}
+    fields = {f"policy.{name}" for name in RECIPE.memory}
+    assert differing == fields | {"policy.type", "policy.discover_packages_path", "output_dir"}
+
+
+def test_a_budget_may_set_options_and_memory_of_its_own():
+    budget = Budget(7, 3, {"policy.optimizer_lr": 0.5}, {"mem_segments": 9})
+    mine = replace(RECIPE, one_task=budget)
+    arguments = mine.training(("LateCue2",), 0, {"num_mem_tokens": 2}).arguments()
+    assert {"--steps=7", "--batch_size=3"} <= set(arguments)
+    policy = policy_understood(arguments)
+    assert (policy.optimizer_lr, policy.mem_segments, policy.num_mem_tokens) == (0.5, 9, 2)
+    assert "--policy.mem_segments=9" not in mine.training(("LateCue2",), 0, None).arguments()
+    # It is the usual there, so it gives no name.
+    assert mine.training(("LateCue2",), 0, {"mem_segments": 9}).name == "runs/memory-LateCue2-seed0"
+
+
+def test_a_field_whose_default_is_not_in_the_recipe_is_refused():
+    with pytest.raises(ValueError, match="mem_ema_rate"):
+        RECIPE.training(("LateCue2",), 0, {"mem_ema_rate": 0.5})
+
+
+def test_going_on_names_the_plugins_again():
+    training = RECIPE.training(("LateCue2",), 0, {})
+    assert training.resuming(Path("work")) == [
+        "--dataset.discover_packages_path=smolvla_mem_ros.training",
+        "--policy.discover_packages_path=smolvla_mem_ros.policy",
+        "--config_path=work/runs/memory-LateCue2-seed0/checkpoints/last/pretrained_model/train_config.json",
+        "--resume=true",
+    ]
+
+
+def test_the_episodes_to_evaluate_on_are_in_no_demonstration():
+    for each in (RECIPE, QUICK):
+        assert each.scoring_seed not in (each.all.seed, each.visible.seed)
+
+
+def test_the_tiny_options_are_printed_one_a_line_and_the_backbone_is_made(tmp_path, capsys):
+    backbone = tmp_path / "a folder" / "backbone"
+    assert recipe.main(["smolvla_mem", "--backbone", str(backbone)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    policy = policy_understood(lines)
+    assert policy.vlm_model_name == str(backbone)
+    assert (backbone / "tokenizer.json").is_file()
+    assert policy.num_mem_tokens == RECIPE.memory["num_mem_tokens"]
+    assert policy.push_to_hub is False
+
+    recipe.main(["smolvla", "--backbone", str(backbone)])
+    assert "mem" not in capsys.readouterr().out.replace(str(backbone), "")
