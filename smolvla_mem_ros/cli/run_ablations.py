@@ -116,7 +116,7 @@ def _summary(result: dict) -> str:
 
 
 def dry_run(selected: Sequence[Run], recipe: Recipe, args: argparse.Namespace) -> int:
-    for chain in [*preparation(recipe, args.work), *chains(selected, args)]:
+    for chain in [*preparation(recipe, args.work, args.keep), *chains(selected, args)]:
         for job in chain:
             print(f"# {job.name}" + (": there already" if job.finished else ""))
     for run in selected:
@@ -129,7 +129,7 @@ def dry_run(selected: Sequence[Run], recipe: Recipe, args: argparse.Namespace) -
 def run(selected: Sequence[Run], recipe: Recipe, args: argparse.Namespace) -> int:
     left = [run for run in selected if not run.result(args.results).is_file()]
     print(f"{len(selected)} runs, {len(selected) - len(left)} of them have their results")
-    failures = make(preparation(recipe, args.work), args.work, args.jobs) if left else []
+    failures = make(preparation(recipe, args.work, args.keep), args.work, args.jobs) if left else []
     failures = failures or make(chains(left, args), args.work, args.jobs)
     stale = [
         run.name
@@ -144,10 +144,10 @@ def run(selected: Sequence[Run], recipe: Recipe, args: argparse.Namespace) -> in
     return 1 if failures else 0
 
 
-def preparation(recipe: Recipe, work: Path) -> list[list[Job]]:
+def preparation(recipe: Recipe, work: Path, keep: bool) -> list[list[Job]]:
     """What every run needs: demonstrations, and the base that they start from."""
     return [
-        [jobs.collecting(recipe.visible, work), jobs.training(recipe.pretraining(), work)],
+        [jobs.collecting(recipe.visible, work), jobs.training(recipe.pretraining(), work, keep)],
         [jobs.collecting(recipe.all, work)],
     ]
 
@@ -167,7 +167,9 @@ def _evaluating(run: Run, args: argparse.Namespace) -> Job:
     def done() -> int:
         if result.is_file():
             return total
-        return sum(score["n"] for score in jobs.read_json(_scores(run, args.work)).get("scores", []))
+        kept = jobs.read_json(_scores(run, args.work)).get("scores", [])
+        # It is not done before the result is written.
+        return min(total - 1, args.episodes * sum(score["n"] == args.episodes for score in kept))
 
     options = ["--evaluate", run.name, "--episodes", str(args.episodes), "--work", str(args.work)]
     options += ["--results", str(args.results), *["--quick"] * args.quick]
@@ -265,10 +267,12 @@ class Sitting:
     began: float
 
     def end(self) -> None:
-        """Ends its process if it still runs."""
+        """Ends its process if it still runs; it may have finished all the same."""
         self.group.stop()
         self.listener.close()
         self.job.spent(time.monotonic() - self.began)
+        if self.job.finished:
+            self.job.tidy()
 
 
 class Crew:
@@ -339,7 +343,6 @@ class Crew:
             failures.append(f"{how}; see {job.log}" + (f", which ends: {lines[-1]}" if lines else ""))
             tqdm.write(failures[-1])
             return
-        job.tidy()
         tqdm.write(f"{job.name}: {job.result()}")
         if sitting.then:
             # Before those that have not begun, so that results come early.

@@ -22,12 +22,12 @@ from smolvla_mem_ros.training.recipe import QUICK, RECIPE, WORK
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0],
-        epilog="example: train_memory_tasks --jobs 2 --output outputs/memory_tasks",
+        epilog="example: train_memory_tasks --jobs 2 --output config/checkpoints/demo",
     )
     parser.add_argument("--work", type=Path, help=f"demonstrations and trainings (default {WORK})")
     parser.add_argument("--output", type=Path, help="the checkpoint (default: memory_tasks in --work)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="of run_ablations, for the scores on "
-                        "the model card (default %(default)s)")  # fmt: skip
+    parser.add_argument("--results", type=Path, help="of run_ablations, for the scores on the model card "
+                        f"(default {RESULTS})")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the training with memory (default 0)")
     parser.add_argument("--jobs", type=int, default=1, help="steps side by side, a thread each (default 1)")
     parser.add_argument("--keep", action="store_true", help="keep all checkpoints, not only the last")
@@ -38,14 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--jobs must be 1 or more")
     recipe = QUICK if args.quick else RECIPE
     work = args.work or (WORK / "quick" if args.quick else WORK)
+    folder = args.results or (work / "results" if args.quick else RESULTS)
     # The run that the studies call so; whoever comes first trains it.
     training = recipe.training(recipe.all.tasks, args.seed, {})
     try:
-        failures = make(preparation(recipe, work), work, args.jobs)
+        failures = make(preparation(recipe, work, args.keep), work, args.jobs)
         failures = failures or make([[jobs.training(training, work, args.keep)]], work, args.jobs)
         results = []
         for run in plan(recipe)["main"].values():
-            path = run.result(args.results)
+            path = run.result(folder)
             if run.training == training and path.is_file() and not is_stale(run, recipe, read_result(path)):
                 results = ["--results", str(path)]
     except KeyboardInterrupt:

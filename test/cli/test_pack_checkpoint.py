@@ -87,8 +87,10 @@ def test_no_file_names_the_place_it_was_made_in(trained, tmp_path):
         text = path.read_text()
         assert str(tmp_path) not in text, path
         assert "partial" not in text, path
+        # Nor one relative to where it was trained; the card's commands name those on purpose.
+        assert path.suffix == ".md" or "outputs" not in text, path
     assert json.loads((packed / "config.json").read_text())["vlm_model_name"] == "backbone"
-    assert json.loads((packed / "config.json").read_text())["pretrained_path"] is None
+    assert '"tokenizer_name": "backbone"' in (packed / "policy_preprocessor.json").read_text()
     assert not (packed / "train_config.json").exists()
 
 

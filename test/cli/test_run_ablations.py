@@ -185,6 +185,19 @@ def test_a_chain_trains_once_for_all_evaluations_that_need_it(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("kept", "done"), [([], 0), ([2, 2], 4), ([9, 9, 9], 0), ([2, 2, 2], 5)])
+def test_an_evaluation_is_not_done_before_its_result_is_written(tmp_path, kept, done):
+    args = type("Args", (), dict(work=tmp_path, results=tmp_path, episodes=2, keep=False, quick=True))
+    run = plan(QUICK)["main"]["memory", ("LateCue2",), 0]
+    _, evaluation = run_ablations.chains([run], args)[0]
+    evaluation.log.parent.mkdir()
+    evaluation.log.with_suffix(".json").write_text(json.dumps({"scores": [{"n": n} for n in kept]}))
+    assert (evaluation.done(), evaluation.total, evaluation.finished) == (done, 6, False)
+    run.result(tmp_path).parent.mkdir()
+    run.result(tmp_path).write_text("{}")
+    assert evaluation.finished
+
+
 # The real thing, as small as it gets -----------------------------------------------------------------
 
 
@@ -249,5 +262,5 @@ def test_a_trained_run_is_evaluated_recorded_and_then_skipped(work, monkeypatch,
     run_ablations.main([*options, "--list"])
     assert capsys.readouterr().out.startswith("main/memory-all-seed0  on ")
 
-    assert train_memory_tasks.main(["--quick", "--results", "outputs/quick/results"]) == 0
+    assert train_memory_tasks.main(["--quick"]) == 0
     assert "| LateCue2 | noise | " in (work / "outputs" / "quick" / "memory_tasks" / "README.md").read_text()

@@ -2,7 +2,6 @@
 """LeRobot's own commands evaluate in the memory tasks, unmodified, and see who succeeds."""
 
 import json
-import os
 import subprocess
 
 import pytest
@@ -17,6 +16,7 @@ from smolvla_mem_ros.sim.demos import draw
 from smolvla_mem_ros.sim.expert import Expert
 from smolvla_mem_ros.sim.lerobot_env import SO100MemoryEnv
 from smolvla_mem_ros.sim.tasks import TASKS
+from smolvla_mem_ros.sim.world import World
 
 SEEDS = [4, 5, 6]
 
@@ -101,28 +101,21 @@ def test_success_is_seen_row_by_row_although_episodes_end_at_different_times(nam
     result, policy = evaluate(SO100MemoryEnv(task=name), idle=[1])
     assert result["success"].any(dim=1).tolist() == [True, False, True]
     ends = [done.nonzero()[0].item() for done in result["done"]]
-    assert len(set(ends)) == 3
+    assert min(ends) < max(ends)
     for row, (end, sum_of_rewards) in enumerate(zip(ends, [1.0, 0.0, 1.0], strict=True)):
         assert result["reward"][row, : end + 1].sum().item() == pytest.approx(sum_of_rewards)
     assert policy.tasks[0] == [TASKS[name].instruction] * 3
 
 
 def test_a_seed_is_the_episode_that_it_is_everywhere():
-    result, _ = evaluate(SO100MemoryEnv(task="CueRecall2", delay=8))
-    for row, seed in enumerate(SEEDS):
-        trial = draw(TASKS["CueRecall2"], seed, 0, delay=8)[0]
-        first = result["observation"]["observation.images.front"][row, 0]  # (3, h, w)
-        red_and_blue = (first[0] - first[2]).clamp(-1, 1)
-        lit = red_and_blue.sum()
-        other = [r for r in range(3) if result_goal(SEEDS[r]) != trial.goals]
-        for r in other:
-            theirs = result["observation"]["observation.images.front"][r, 0]
-            sign = 1 if trial.flashes[0].colour == "red" else -1
-            assert sign * (lit - (theirs[0] - theirs[2]).sum()) > 0
-
-
-def result_goal(seed):
-    return draw(TASKS["CueRecall2"], seed, 0, delay=8)[0].goals
+    result, _ = evaluate(SO100MemoryEnv(task="CueRecall3", delay=8))
+    with World() as world:
+        for row, seed in enumerate(SEEDS):
+            world.reset(*draw(TASKS["CueRecall3"], seed, 0, delay=8))
+            assert torch.equal(result["observation"]["observation.state"][row, 0], torch.tensor(world.state))
+            for camera, picture in world.pictures().items():
+                seen = result["observation"][f"observation.images.{camera}"][row, 0]
+                assert torch.equal(seen, torch.tensor(picture).permute(2, 0, 1) / 255)
 
 
 def test_an_episode_length_cuts_off():
@@ -142,7 +135,7 @@ def lerobot_eval(folder, *options):
         *("--eval.n_episodes=2", f"--output_dir={folder.parent / 'evaluation'}"),
         *options,
     ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ})
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder.parent / "evaluation" / "eval_info.json").read_text())["overall"]
 
