@@ -6,12 +6,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from smolvla_mem_ros.evaluation import measure, report
+from smolvla_mem_ros.evaluation.provenance import machine, versions
 from smolvla_mem_ros.evaluation.rollout import MODES, Outcome, Stage, check_fits, observe, rollout
 from smolvla_mem_ros.evaluation.statistics import difference, wilson
 from smolvla_mem_ros.policy.checkpoint import Checkpoint, load_checkpoint
@@ -145,9 +144,8 @@ def evaluate(args: argparse.Namespace, command: str) -> tuple[dict[str, Any], di
         "cue_visible": args.cue_visible,
         "picture_size": list(size),
         "command": command,
-        "machine": _machine(trained.config.device),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "lerobot", "transformers", "mujoco", "numpy")},
+        "machine": {**machine(), "device": _device_name(trained), "threads": torch.get_num_threads()},
+        "versions": versions(),
     }
     for model, mode in first.items():
         results[model] = {
@@ -252,14 +250,9 @@ def _compare(baseline: dict[str, Any], memory: dict[str, Any], mode: str) -> dic
     }
 
 
-def _machine(device: str) -> dict[str, Any]:
-    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
-    return {
-        "device": name,
-        "processor": platform.processor() or platform.machine(),
-        "system": f"{platform.system()} {platform.release()}",
-        "cpu_threads": torch.get_num_threads(),
-    }
+def _device_name(checkpoint: Checkpoint) -> str:
+    device = checkpoint.config.device
+    return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else device
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def picture(results: Mapping[str, Any], times_ms: Mapping[str, np.ndarray], file
             x,
             100 * rates,
             0.92 * width,
-            yerr=100 * np.abs(ends - rates),
+            yerr=(100 * np.abs(ends - rates)).tolist(),
             capsize=3,
             color=COLOURS["baseline" if model == "baseline" else mode],
             label=model if model == "baseline" else f"memory {name}",

@@ -11,6 +11,7 @@ at the moment of choice does not tell where to go.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -85,7 +86,7 @@ class Trial:
         return flashes[-1].colour if flashes else None
 
 
-class MemoryTask:
+class MemoryTask(ABC):
     """Base of the tasks.
 
     Attributes:
@@ -114,8 +115,9 @@ class MemoryTask:
             raise ValueError(f"{trial.task} has no single cue that could stay visible")
         return replace(trial, cue_visible=cue_visible)
 
+    @abstractmethod
     def _draw(self, rng: np.random.Generator, wait: int) -> Trial:
-        raise NotImplementedError
+        """A trial of this task with ``wait`` frames between its last cue and go."""
 
     def _trial(self, wait: int, **values) -> Trial:
         return Trial(task=type(self).__name__, instruction=self.instruction, wait=wait, **values)

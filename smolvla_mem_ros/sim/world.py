@@ -64,7 +64,7 @@ class World:
     def pictures(self) -> dict[str, np.ndarray]:
         """camera -> (height, width, 3) uint8 RGB of this moment."""
         paint(self.scene.model, self.referee.colours)
-        mujoco.mj_forward(self.scene.model, self.scene.data)
+        self.scene.show(self.scene.data.qpos)
         return {name: self._cameras.render(self.scene.data, name) for name in CAMERAS}
 
     def close(self) -> None:

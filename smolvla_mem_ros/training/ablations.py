@@ -6,16 +6,13 @@ lerobot-train imports this whole package as its plugin, so what is heavy is impo
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import platform
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from smolvla_mem_ros.evaluation.provenance import machine, versions
 from smolvla_mem_ros.sim.tasks import DELAYS, TASKS
 from smolvla_mem_ros.training.recipe import WORK, Options, Recipe, Training, without
 
@@ -237,7 +234,7 @@ def record(
         "scores": list(scores),
         "commands": commands(run, recipe, episodes),
         "versions": versions(),
-        "machine": machine(),
+        "machine": {**machine(), "threads_per_run": 1},
     }
 
 
@@ -250,24 +247,6 @@ def is_stale(run: Run, recipe: Recipe, result: dict) -> bool:
         != without(shlex.split(line), recipe.loop)
         for what, line in now.items()
     )
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("lerobot", "torch", "transformers", "mujoco", "numpy"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def machine() -> dict[str, object]:
-    """Processor and cores."""
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        model = named[0] if named else model
-    return {"cpu": model, "cores": os.cpu_count(), "threads_per_run": 1}
 
 
 def read_results(recipe: Recipe, folder: Path) -> dict[str, dict[Key, dict]]:

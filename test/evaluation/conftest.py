@@ -11,10 +11,6 @@ from smolvla_mem_ros.policy.tiny import CAMERAS, make_tiny_checkpoint
 torch.set_num_threads(1)
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes more than ten seconds")
-
-
 @pytest.fixture(scope="session")
 def make_checkpoint(tmp_path_factory):
     """Folder of a checkpoint with random weights, for pictures of 64x48, that infers every 8 frames."""

@@ -7,18 +7,12 @@ import pytest
 import torch
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from memory_variants import CAMERA, STATE
 
 from smolvla_mem_ros.policy.modeling_smolvla_mem import SmolVLAMemPolicy
 from smolvla_mem_ros.policy.tiny import make_backbone, tiny_config
 
 torch.set_num_threads(1)
-
-CAMERA = "observation.images.front"
-STATE = "observation.state"
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes more than ten seconds")
 
 
 @pytest.fixture(scope="session")

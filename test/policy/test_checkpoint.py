@@ -8,15 +8,13 @@ import pytest
 import torch
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.smolvla.processor_smolvla import make_smolvla_pre_post_processors
+from memory_variants import CAMERA, STATE
 from safetensors.torch import load_file, save_file
 
 from smolvla_mem_ros.policy.checkpoint import CheckpointError, load_checkpoint, load_config
 from smolvla_mem_ros.policy.configuration_smolvla_mem import MEMORY_UPDATES
 from smolvla_mem_ros.policy.modeling_smolvla_mem import SmolVLAMemPolicy
 from smolvla_mem_ros.policy.processor_smolvla_mem import make_smolvla_mem_pre_post_processors
-
-CAMERA = "observation.images.front"
-STATE = "observation.state"
 
 STATS = {
     STATE: {"mean": torch.tensor([1.0, 2.0, 3.0]), "std": torch.tensor([2.0, 3.0, 4.0])},

@@ -2,23 +2,13 @@
 """Pins inference: stock SmolVLA until the first write, what sees what, rows that never mix."""
 
 import copy
-import itertools
 
 import pytest
 import torch
 from lerobot.policies.smolvla.modeling_smolvla import VLAFlowMatching
+from memory_variants import CAMERA, STATE, variants
 
-from smolvla_mem_ros.policy.configuration_smolvla_mem import MEMORY_UPDATES
 from smolvla_mem_ros.policy.memory import Memory
-
-CAMERA = "observation.images.front"
-STATE = "observation.state"
-
-variants = pytest.mark.parametrize(
-    ("update", "at_end"),
-    list(itertools.product(MEMORY_UPDATES, (True, False))),
-    ids=lambda value: value if isinstance(value, str) else ("written_after" if value else "written_in_place"),
-)
 
 
 def rows_of(batch, index):

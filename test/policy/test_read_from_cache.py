@@ -1,23 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pins read_mem_from_cache: memory alone sees the keys and values of the write before, at every layer."""
 
-import itertools
 from dataclasses import replace
 
 import pytest
 import torch
+from memory_variants import CAMERA, STATE, variants
 
-from smolvla_mem_ros.policy.configuration_smolvla_mem import MEMORY_UPDATES
 from smolvla_mem_ros.policy.memory import Memory
 
-CAMERA = "observation.images.front"
-STATE = "observation.state"
-
-variants = pytest.mark.parametrize(
-    ("update", "at_end"),
-    list(itertools.product(MEMORY_UPDATES, (True, False))),
-    ids=lambda value: value if isinstance(value, str) else ("written_after" if value else "written_in_place"),
-)
 both_places = pytest.mark.parametrize("at_end", [True, False], ids=["written_after", "written_in_place"])
 
 
@@ -411,20 +402,6 @@ def test_a_skipped_slot_keeps_the_cache_before_it(make_reader, make_sample, nois
     sample[CAMERA][:, 1:3] = 0
     with torch.no_grad():
         assert torch.equal(loss, policy(sample, noise=noise, time=time)[0])
-
-
-def test_a_row_of_a_training_batch_equals_the_row_alone(make_reader, make_sample, noise_for):
-    policy = make_reader()
-    sample = make_sample(policy.config, batch=3)
-    sample[f"{STATE}_is_pad"] = torch.tensor(
-        [[True, False, False, False], [True, True, False, False], [True] * 3 + [False]]
-    )
-    noise, time = noise_for(policy.config, 3, segments=3)
-    losses, _ = policy(sample, noise=noise, time=time, reduction="none")
-    for row in range(3):
-        only = slice(row, row + 1)
-        alone, _ = policy({k: v[only] for k, v in sample.items()}, noise=noise[only], time=time[only])
-        torch.testing.assert_close(losses[row], alone, rtol=0, atol=1e-5)
 
 
 def test_with_a_frozen_vlm_the_memory_is_trained_through_the_cache(make_reader, make_sample):
