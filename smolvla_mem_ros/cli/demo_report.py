@@ -215,7 +215,8 @@ def _draw_film(figure, recording: Recording, run: Run) -> None:
             plot.axis("off")
             if recording.pictures:
                 plot.imshow(_picture_at(recording.pictures, time))
-                plot.set_title(f"{label}, {max(time - episode.start, 0):.1f} s", fontsize=9)
+                moment = f"{max(time - episode.start, 0):.1f} s"
+                plot.set_title(f"{label}, {moment}" if label else moment, fontsize=9)
 
 
 def _picture_at(pictures: list[tuple[float, np.ndarray]], time: float) -> np.ndarray:
