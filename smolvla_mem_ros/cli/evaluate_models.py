@@ -198,13 +198,13 @@ def _measure(
     }
     device = measured["memory"][1].config.device
     with tqdm(desc="timing inference", unit="chunk") as bar:
-        each = measure.inference_times(list(runs.values()), device, progress=bar.update)
+        each = measure.times_in_turn(list(runs.values()), device, progress=bar.update)
     times = dict(zip(runs, each, strict=True))
     costs = {
         model: {
             "inference_time_ms": measure.quartiles(times[model]) | {"n": len(times[model])},
-            "peak_memory_mb": measure.peak_memory_mb(checkpoint, runs[model]),
-            "num_parameters": measure.num_parameters(checkpoint),
+            "peak_memory_mb": measure.peak_memory_mb(checkpoint.policy, device, runs[model]),
+            "num_parameters": measure.num_parameters(checkpoint.policy),
         }
         for model, (_, checkpoint) in measured.items()
     }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the results of run_ablations and writes their tables into the page about them.
+"""Draws the results of run_ablations, and writes their tables and those of benchmark into the docs.
 
 Works with whatever results are there and says what is missing. The same results give the same files.
 """
@@ -7,6 +7,7 @@ Works with whatever results are there and says what is missing. The same results
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -95,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--page", type=Path, default=Path("docs/memory_results.md"), help="default %(default)s"
     )
+    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="default %(default)s")
     parser.add_argument("--images", type=Path, default=Path("docs/images"), help="default %(default)s")
     args = parser.parse_args(argv)
     try:
@@ -106,7 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for study, results in found.items():
             page = fill(page, study, section(Results(study, results), args.images, args.page.parent))
         page = fill(page, "made", provenance(found))
+        page = fill(page, "cost", table_cost(args.results.parent))
+        readme = fill(args.readme.read_text(), "results", summary(Results("main", found["main"])))
         args.page.write_text(page)
+        args.readme.write_text(readme)
     except (ValueError, OSError) as error:
         print(f"plot_memory_results: {error}", file=sys.stderr)
         return 1
@@ -117,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stale = [runs[key].name for key in results if ablations.is_stale(runs[key], RECIPE, results[key])]
         if stale:
             print(f"{study}: {len(stale)} were made with another recipe: {_some(stale)}")
-    print(f"written: {args.page}, {args.images}")
+    print(f"written: {args.page}, {args.readme}, {args.images}")
     return 0
 
 
@@ -139,12 +144,16 @@ def section(results: Results, images: Path, page: Path) -> str:
     total = len(plan(RECIPE)[results.study])
     if not results.found:
         return f"None of the {total} runs has been made yet."
-    picture = images / f"memory_{'success' if results.study == 'main' else results.study}.png"
-    draw = {"main": draw_main, "delay": draw_delay}.get(results.study, draw_variants)
-    table = {"main": table_main, "delay": table_delay}.get(results.study, table_variants)
-    figure = draw(results)
-    figure.savefig(picture, dpi=110, metadata={"Software": None})
-    parts = [f"![{STUDIES[results.study].question}]({os.path.relpath(picture, page)})", table(results)]
+    draw, table = {
+        "main": (draw_main, table_main),
+        "oracle": (None, table_oracle),
+        "delay": (draw_delay, table_delay),
+    }.get(results.study, (draw_variants, table_variants))
+    parts = [table(results)]
+    if draw:
+        picture = images / f"memory_{'success' if results.study == 'main' else results.study}.png"
+        draw(results).savefig(picture, dpi=110, metadata={"Software": None})
+        parts.insert(0, f"![{STUDIES[results.study].question}]({os.path.relpath(picture, page)})")
     if len(results.found) < total:
         parts.append(f"{len(results.found)} of {total} runs; the others have not been made yet.")
     return "\n\n".join(parts)
@@ -161,7 +170,7 @@ def table_main(results: Results) -> str:
         rows = [
             [
                 task,
-                f"{100 * TASKS[task].ceiling:.0f} %",
+                f"{ceiling(task)} %",
                 *(results.rate(label, tasks, task, mode) for label, mode in SERIES),
                 _seeds(results.rate("memory", tasks, task)),
             ]
@@ -175,13 +184,65 @@ def table_main(results: Results) -> str:
     return "\n\n".join(parts)
 
 
+def summary(results: Results) -> str:
+    """Of the policy for all tasks, for the README."""
+    tasks = tuple(TASKS)
+    shown = [("memory", "on"), ("memory", "noise"), ("no memory", "on")]
+    rates = {task: [results.rate(label, tasks, task, mode) for label, mode in shown] for task in tasks}
+    rows = [
+        [task, *(f"{100 * rate.share:.0f} %" if rate else None for rate in each), f"{ceiling(task)} %"]
+        for task, each in rates.items()
+    ]
+    if not any(rate for each in rates.values() for rate in each):
+        return "Not measured yet."
+    return markdown(["task", *(SERIES[key][0] for key in shown), "best without memory"], rows)
+
+
+def table_cost(folder: Path) -> str:
+    """What ``benchmark memory_cost`` wrote into ``folder``: stock and memory, median and quartiles."""
+    parts = []
+    for path in sorted(folder.glob("memory_cost*.json")):
+        result = json.loads(path.read_text())
+        rows = []
+        for each in result["comparisons"]:
+            stock, memory, ratio = each["stock"], each["memory"], each["ratio"]
+            time = ratio["time"]
+            spread = f"{time['median']:.3f} ({time['p25']:.3f} to {time['p75']:.3f})"
+            times = [f"{side['ms']['median']:.0f} ms" for side in (stock, memory)]
+            rows.append([each["name"], each["turns"], *times, spread])
+            if ratio["peak"]:
+                peaks = [f"{side['peak_mb']:.0f} MiB" for side in (stock, memory)]
+                rows.append(["its peak memory", "", *peaks, f"{ratio['peak']:.3f}"])
+        each = result["comparisons"][0]
+        counts = [f"{each[side]['parameters']:,}" for side in ("stock", "memory")]
+        rows.append(["weights", "", *counts, f"{each['ratio']['parameters']:.4f}"])
+        at, memory = result["machine"], result["memory"]
+        parts.append(
+            f"Size `{result['size']}`, {memory['num_mem_tokens']} tokens, `{memory['mem_update']}`, "
+            f"batch size {result['batch_size']}; {at['cpu']}, {at['device']}, threads: {at['threads']} "
+            f"(`{result['command']}`):\n\n"
+            + markdown(["", "turns", "stock", "memory", "memory / stock"], rows)
+        )
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+def ceiling(task: str) -> str:
+    return f"{100 * TASKS[task].ceiling:.0f}"
+
+
+def table_oracle(results: Results) -> str:
+    (variant,) = STUDIES["oracle"].variants
+    rows = [[tasks[0], results.rate(variant.label, tasks, tasks[0])] for tasks in results.groups]
+    return markdown(["task", "the cue lit to the end"], rows)
+
+
 def table_variants(results: Results) -> str:
     rows = [
         [
             tasks[0],
             variant.label,
             *(results.rate(variant.label, tasks, tasks[0], mode) for mode in MODES),
-            f"{100 * TASKS[tasks[0]].ceiling:.0f} %",
+            f"{ceiling(tasks[0])} %",
         ]
         for tasks in results.groups
         for variant in STUDIES[results.study].variants

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an inference costs: time, memory, parameters."""
+"""What running a policy costs: time, memory, parameters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from smolvla_mem_ros.policy.checkpoint import Checkpoint
@@ -35,7 +36,7 @@ def one_inference(
     return run
 
 
-def inference_times(
+def times_in_turn(
     runs: Sequence[Callable[[], None]],
     device: str,
     repeats: int = 50,
@@ -78,19 +79,23 @@ def quartiles(times: np.ndarray) -> dict[str, float]:
     return dict(zip(("median", "p25", "p75"), values.tolist(), strict=True))
 
 
-def num_parameters(checkpoint: Checkpoint) -> int:
-    return sum(p.numel() for p in checkpoint.policy.parameters())
+def num_parameters(policy: nn.Module) -> int:
+    return sum(p.numel() for p in policy.parameters())
 
 
-def peak_memory_mb(checkpoint: Checkpoint, run: Callable[[], None]) -> float | None:
-    """MiB that the model needs: its weights, and the most that tensors take besides during ``run``.
+def peak_memory_mb(
+    policy: nn.Module, device: str, run: Callable[[], None], optimizer: torch.optim.Optimizer | None = None
+) -> float | None:
+    """MiB that it needs: weights, the optimizer's state, and the most that tensors take besides in ``run``.
 
     What else is on the device does not count, and each call starts anew. On CUDA the figures are the
     allocator's; on a CPU those that torch's profiler records of its allocator, exact and repeatable where
     the resident size of the process is neither. None for devices that keep no such record (mps).
     """
-    weights = sum(t.nbytes for t in (*checkpoint.policy.parameters(), *checkpoint.policy.buffers()))
-    device = torch.device(checkpoint.config.device)
+    states = optimizer.state.values() if optimizer else ()
+    held = [*policy.parameters(), *policy.buffers(), *(t for s in states for t in s.values())]
+    weights = sum(t.nbytes for t in held if isinstance(t, torch.Tensor))
+    device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

@@ -38,6 +38,7 @@ class Study:
 
     Args:
         delays: frames between cue and go to evaluate at; None is as trained.
+        cue_visible: the base itself, the cue lit to the end: what is reached where no memory is needed.
     """
 
     question: str
@@ -46,6 +47,7 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     modes: tuple[str, ...] = MODES
     delays: tuple[int | None, ...] = (None,)
+    cue_visible: bool = False
 
 
 def _each(field_name: str, values: dict[str, object]) -> tuple[Variant, ...]:
@@ -58,6 +60,12 @@ STUDIES: dict[str, Study] = {
         variants=(Variant("memory"), Variant("no memory", None)),
         tasks=(*((task,) for task in TASKS), tuple(TASKS)),
         seeds=SEEDS,
+    ),
+    "oracle": Study(
+        "How far does the base get, which has no memory, with the cue lit to the end?",
+        variants=(Variant("cue visible", None),),
+        tasks=(("CueRecall3",), ("CueRecallShuffled3",)),
+        cue_visible=True,
     ),
     "depth": Study(
         "How many segment boundaries must the gradient cross?",
@@ -84,7 +92,7 @@ STUDIES: dict[str, Study] = {
         variants=(Variant("memory"),),
         tasks=(("CueRecall3",), ("LateCue2",)),
         seeds=SEEDS,
-        modes=("on", "noise"),
+        modes=("on",),
         delays=tuple(DELAYS[1] * times for times in (1, 2, 4, 8, 16)),
     ),
 }
@@ -98,6 +106,7 @@ class Run:
     training: Training
     modes: tuple[str, ...]
     delays: tuple[int | None, ...]
+    cue_visible: bool = False
 
     @property
     def name(self) -> str:
@@ -122,11 +131,10 @@ def plan(recipe: Recipe) -> dict[str, dict[Key, Run]]:
 
     def run(name: str, variant: Variant, tasks: tuple[str, ...], seed: int) -> Run:
         study = STUDIES[name]
-        training = recipe.training(tasks, seed, variant.memory)
+        training = recipe.pretraining() if study.cue_visible else recipe.training(tasks, seed, variant.memory)
         modes = study.modes if variant.memory is not None else ("on",)
-        return known.setdefault(
-            (training.name, modes, study.delays), Run(name, training, modes, study.delays)
-        )
+        new = Run(name, training, modes, study.delays, study.cue_visible)
+        return known.setdefault((training.name, modes, study.delays), new)
 
     return {
         name: {
@@ -188,6 +196,7 @@ def evaluate(
                 range(episodes),
                 seed=recipe.scoring_seed,
                 delay=delay,
+                cue_visible=run.cue_visible,
                 memory_mode=mode,
                 progress=progress,
             )
@@ -230,7 +239,11 @@ def record(
             "base_steps": recipe.base.steps,
             "base_seconds": base,
         },
-        "evaluation": {"episodes": episodes, "seed": recipe.scoring_seed},
+        "evaluation": {
+            "episodes": episodes,
+            "seed": recipe.scoring_seed,
+            "cue_visible": run.cue_visible,
+        },
         "scores": list(scores),
         "commands": commands(run, recipe, episodes),
         "versions": versions(),

@@ -24,7 +24,7 @@ def test_studies_share_the_runs_that_they_have_in_common():
     studies = plan(RECIPE)
     usual, memory = studies["main"]["memory", LATE, 0], {**RECIPE.memory, **RECIPE.one_task.memory}
     shared = 0
-    for study in set(studies) - {"main", "delay"}:
+    for study in set(studies) - {"main", "oracle", "delay"}:
         for variant in STUDIES[study].variants:
             is_usual = all(memory[field] == value for field, value in variant.memory.items())
             assert (studies[study][variant.label, LATE, 0] is usual) == is_usual
@@ -120,8 +120,8 @@ def played(monkeypatch):
     """Evaluations without a simulation: each episode succeeds when its number is even."""
     calls = []
 
-    def play(policy, stage, task, episodes, *, seed, delay, memory_mode, progress):
-        calls.append((policy, task, memory_mode, delay, seed))
+    def play(policy, stage, task, episodes, *, seed, delay, cue_visible, memory_mode, progress):
+        calls.append((policy, task, memory_mode, delay, seed, cue_visible))
         progress(len(episodes))
         return [SimpleNamespace(success=e % 2 == 0, reward=1.0) for e in episodes]
 
@@ -149,8 +149,16 @@ def test_every_cell_is_played_and_kept_as_soon_as_it_is_measured(played):
     low, high = scores[0]["interval"]
     assert 0 < low < 3 / 5 < high < 1
     # "off" runs the checkpoint without its memory, the others as trained, all on the same episodes.
-    assert [(tokens, mode) for tokens, _, mode, _, _ in played] == [(None, "on"), (0, "off"), (None, "noise")]
-    assert {seed for *_, seed in played} == {RECIPE.scoring_seed}
+    assert [(tokens, mode) for tokens, _, mode, *_ in played] == [(None, "on"), (0, "off"), (None, "noise")]
+    assert {(seed, visible) for *_, seed, visible in played} == {(RECIPE.scoring_seed, False)}
+
+
+def test_the_oracle_is_the_base_with_the_cue_lit(played):
+    run, other = plan(RECIPE)["oracle"].values()
+    assert run is other  # one run plays both tasks
+    assert run.training == RECIPE.pretraining()
+    assert [score["task"] for score in evaluate(run, [])] == list(RECIPE.visible.tasks)
+    assert all(visible for *_, visible in played)
 
 
 def test_what_was_measured_before_is_not_played_again(played):

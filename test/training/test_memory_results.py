@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pins the results' page: its figures are those of the files, and the same files give the same page."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -8,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from smolvla_mem_ros.cli import plot_memory_results
+from smolvla_mem_ros.sim.tasks import TASKS
 from smolvla_mem_ros.training.ablations import STUDIES, plan
 from smolvla_mem_ros.training.recipe import RECIPE
 
 PAGE = Path(__file__).parents[2] / "docs" / "memory_results.md"
+README = PAGE.parents[1] / "README.md"
 LATE = ("LateCue2",)
 
 
@@ -19,9 +22,10 @@ LATE = ("LateCue2",)
 def page(tmp_path):
     """A copy of the page in the repository, a folder for results, and a call to the program."""
     shutil.copy(PAGE, tmp_path / "page.md")
+    shutil.copy(README, tmp_path / "README.md")
 
     def write():
-        options = {"results": "results", "page": "page.md", "images": "images"}
+        options = {"results": "results", "page": "page.md", "images": "images", "readme": "README.md"}
         arguments = [f"--{name}={tmp_path / value}" for name, value in options.items()]
         code = plot_memory_results.main(arguments)
         return code, (tmp_path / "page.md").read_text()
@@ -83,7 +87,7 @@ def test_the_same_results_give_the_same_bytes(page, write_result, tmp_path):
             write_result(run, tmp_path / "results")
     page()
     first = {path: path.read_bytes() for path in (*(tmp_path / "images").iterdir(), tmp_path / "page.md")}
-    assert len(first) == 1 + len(STUDIES)
+    assert len(first) == len(STUDIES)  # the page, and a picture of each study but the oracle's
     page()
     assert all(path.read_bytes() == data for path, data in first.items())
 
@@ -119,4 +123,40 @@ def test_a_page_without_a_place_is_refused_with_the_lines_it_needs(page, write_r
 
 
 def test_the_page_has_a_place_for_every_study():
-    assert set(re.findall(r"<!-- (\w+):begin -->", PAGE.read_text())) == {*STUDIES, "made"}
+    assert set(re.findall(r"<!-- (\w+):begin -->", PAGE.read_text())) == {
+        *STUDIES, "made", "cost",
+    }  # fmt: skip
+
+
+def test_the_readme_tells_of_the_policy_for_all_tasks(page, write_result, tmp_path):
+    for label, right in (("memory", 45), ("no memory", 10)):
+        write_result(
+            plan(RECIPE)["main"][label, tuple(TASKS), 0],
+            tmp_path / "results",
+            lambda t, m, d, n=right: n if m == "on" else 20,
+        )
+    page()
+    readme = (tmp_path / "README.md").read_text()
+    assert rows(readme, "results")[2:] == [
+        [task, "90 %", "40 %", "20 %", f"{100 * TASKS[task].ceiling:.0f} %"] for task in TASKS
+    ]
+
+
+def test_costs_are_told_as_they_were_measured(page, write_result, tmp_path):
+    def side(ms, mb, count):
+        return {"ms": {"median": ms}, "peak_mb": mb, "parameters": count}
+
+    ratio = {"time": {"median": 1.25, "p25": 1.2, "p75": 1.3}, "peak": 1.1, "parameters": 1.01}
+    cost = {
+        "size": "tiny", "batch_size": 32, "command": "benchmark memory_cost", "memory":
+        {"num_mem_tokens": 4, "mem_update": "rmt"}, "machine": {"cpu": "C", "device": "cpu", "threads": 1},
+        "comparisons": [{"name": "inference", "turns": 9, "stock": side(100, 10, 1000),
+                         "memory": side(125, 11, 1010), "ratio": ratio}],
+    }  # fmt: skip
+    write_result(plan(RECIPE)["main"]["memory", LATE, 0], tmp_path / "results")
+    (tmp_path / "memory_cost_tiny.json").write_text(json.dumps(cost))
+    assert rows(page()[1], "cost")[2:] == [
+        ["inference", "9", "100 ms", "125 ms", "1.250 (1.200 to 1.300)"],
+        ["its peak memory", "", "10 MiB", "11 MiB", "1.100"],
+        ["weights", "", "1,000", "1,010", "1.0100"],
+    ]
