@@ -150,6 +150,7 @@ class Recipe:
     Args:
         visible: demonstrations for the base; all: those for everything else.
         base, one_task, all_tasks: budgets of the base, and of what starts from it.
+        longer: task -> budget, instead of ``one_task``.
         tiny: lerobot-train's options for the tiny model, with or without memory.
         schedule: optimizer and learning rate; the decay ends with the last step.
         loop: what changes no result.
@@ -161,6 +162,7 @@ class Recipe:
     all: Demos
     base: Budget
     one_task: Budget
+    longer: Mapping[str, Budget]
     all_tasks: Budget
     tiny: Options
     schedule: Options
@@ -181,7 +183,7 @@ class Recipe:
             raise ValueError(
                 f"name {', '.join(sorted(unknown))} in the recipe's memory too, with the default"
             )
-        budget = self.one_task if len(tasks) == 1 else self.all_tasks
+        budget = self.all_tasks if len(tasks) > 1 else self.longer.get(tasks[0], self.one_task)
         usual = {**self.memory, **budget.memory}
         changed = {key: value for key, value in (memory or {}).items() if value != usual[key]}
         parts = ["baseline" if memory is None else "memory"]
@@ -208,7 +210,14 @@ RECIPE = Recipe(
     all=Demos("demos_all", tuple(TASKS), 200, seed=0),
     base=Budget(steps=1200, batch_size=64),
     one_task=Budget(steps=600, batch_size=32, memory={"mem_curriculum_steps": 200}),
-    all_tasks=Budget(steps=2400, batch_size=32, memory={"mem_curriculum_steps": 800}),
+    # Two cues and their order. 8 segments reach from the second flash to the way to the second pad; after
+    # 1500 steps the second pad is still guessed.
+    longer={
+        "Sequence2of3": Budget(
+            steps=3000, batch_size=32, memory={"mem_segments": 8, "mem_curriculum_steps": 400}
+        )
+    },
+    all_tasks=Budget(steps=3000, batch_size=32, memory={"mem_segments": 8, "mem_curriculum_steps": 800}),
     tiny={
         "policy.load_vlm_weights": False,
         "policy.push_to_hub": False,
@@ -249,6 +258,7 @@ QUICK = replace(
     all=replace(RECIPE.all, episodes=1),
     base=Budget(steps=2, batch_size=2),
     one_task=Budget(steps=2, batch_size=2),
+    longer={},
     all_tasks=Budget(steps=2, batch_size=2),
 )
 

@@ -99,6 +99,15 @@ def test_a_budget_may_set_options_and_memory_of_its_own():
     assert mine.training(("LateCue2",), 0, {"mem_segments": 9}).name == "runs/memory-LateCue2-seed0"
 
 
+def test_a_task_with_a_longer_budget_has_it_with_memory_and_without():
+    longer = replace(RECIPE, longer={"LateCue2": Budget(9, 4, memory={"mem_segments": 7})})
+    with_memory, without_it = (longer.training(("LateCue2",), 0, memory) for memory in ({}, None))
+    assert (with_memory.budget.steps, without_it.budget.steps) == (9, 9)
+    assert policy_understood(with_memory.arguments()).mem_segments == 7
+    assert longer.training(("CueRecall2",), 0, {}).budget == RECIPE.one_task
+    assert longer.training(("CueRecall2", "LateCue2"), 0, {}).budget == RECIPE.all_tasks
+
+
 def test_a_field_whose_default_is_not_in_the_recipe_is_refused():
     with pytest.raises(ValueError, match="mem_ema_rate"):
         RECIPE.training(("LateCue2",), 0, {"mem_ema_rate": 0.5})
