@@ -80,10 +80,11 @@ class Trial:
         """Frames after which a trial is over in any case."""
         return self.go + TIME_LIMIT * (2 if self.button else 1)
 
-    def lit(self, frame: int) -> str | None:
-        """The colour that the cue lamp shows in ``frame``, None for dark."""
-        flashes = [f for f in self.flashes if f.start <= frame and (frame < f.end or self.cue_visible)]
-        return flashes[-1].colour if flashes else None
+    def lit(self, frame: int, done: int = 0) -> str | None:
+        """The colour that the cue lamp shows in ``frame`` when ``done`` goals are reached, None for dark."""
+        if self.cue_visible and frame >= self.flashes[-1].end:
+            return self.flashes[min(done, len(self.flashes) - 1)].colour
+        return next((flash.colour for flash in self.flashes if flash.start <= frame < flash.end), None)
 
 
 class MemoryTask(ABC):
@@ -102,17 +103,18 @@ class MemoryTask(ABC):
 
         Args:
             delay: frames between cue and go; None draws from DELAYS, ends included.
-            cue_visible: the cue stays lit to the end, so that no memory is needed (an upper bound).
+            cue_visible: the cue stays lit to the end, that of the next goal where there are several, so that
+                no memory is needed (an upper bound).
 
         Raises:
-            ValueError: ``delay`` is shorter than DELAYS[0], or this task has no single cue to keep lit.
+            ValueError: ``delay`` is shorter than DELAYS[0], or this task has no cue to keep lit.
         """
         if delay is not None and delay < DELAYS[0]:
             raise ValueError(f"delay {delay} is too short: the cue must be over {DELAYS[0]} frames before go")
         wait = int(rng.integers(DELAYS[0], DELAYS[1] + 1)) if delay is None else delay
         trial = self._draw(rng, wait)
-        if cue_visible and len(trial.flashes) != 1:
-            raise ValueError(f"{trial.task} has no single cue that could stay visible")
+        if cue_visible and not trial.flashes:
+            raise ValueError(f"{trial.task} has no cue that could stay visible")
         return replace(trial, cue_visible=cue_visible)
 
     @abstractmethod
@@ -305,7 +307,7 @@ class Referee:
         for place, colour in trial.pads.items():
             colours[f"pad_{place}"] = WHITE if place in pressed else COLOURS[colour]
         colours["button"] = (YELLOW if self._on_button else WHITE) if trial.button else None
-        lit = trial.lit(self.frame)
+        lit = trial.lit(self.frame, self.done)
         colours["lamp_cue"] = COLOURS[lit] if lit else DARK
         colours["lamp_go"] = DARK if self.go is None else WHITE
         return colours

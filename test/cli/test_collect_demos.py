@@ -87,7 +87,7 @@ def test_ctrl_c_keeps_the_finished_episodes_and_says_how_to_go_on(tmp_path, caps
     ("options", "says"),
     [
         (("--delay", "2"), "delay 2 is too short"),
-        (("--cue_visible",), "TakeItBack3 has no single cue"),
+        (("--cue_visible",), "TakeItBack3 has no cue"),
     ],
 )
 def test_what_cannot_be_played_is_refused_before_anything_is_written(tmp_path, capsys, options, says):

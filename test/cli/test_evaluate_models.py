@@ -107,7 +107,7 @@ def test_the_same_seed_gives_the_same_episodes(compare, tmp_path):
         (("--task", "CueRecal2"), "there is no task 'CueRecal2'; there are CueRecall2"),
         (("--memory_mode", "of"), "there is no memory mode 'of'"),
         (("--delay", "1"), "delay 1 is too short"),
-        (("--cue_visible", "--task", "Sequence2of3"), "no single cue"),
+        (("--cue_visible", "--task", "TakeItBack3"), "no cue"),
         (("--baseline_path", "./nowhere"), "checkpoint folder ./nowhere does not exist"),
         (("--output_file", "results.txt"), "must end in .json"),
     ],

@@ -145,7 +145,7 @@ def test_delay_and_visible_cue_reach_the_trial(make):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"delay": 2}, "delay 2"), ({"name": "Sequence2of3", "cue_visible": True}, "no single cue")],
+    [({"delay": 2}, "delay 2"), ({"name": "TakeItBack3", "cue_visible": True}, "no cue")],
 )
 def test_options_that_a_task_cannot_play_are_refused_at_once(make, options, message):
     with pytest.raises(ValueError, match=message):

@@ -169,10 +169,24 @@ def test_a_visible_cue_stays_lit_to_the_end(name):
         assert referee.colours["lamp_cue"] == COLOURS[trial.pads[trial.goals[0]]]
 
 
-@pytest.mark.parametrize("name", ["TakeItBack3", "Sequence2of3"])
-def test_there_is_no_single_cue_to_keep_visible(name):
-    with pytest.raises(ValueError, match=f"{name} has no single cue"):
-        trials(name, 1, cue_visible=True)
+def test_of_several_visible_cues_the_next_goals_is_lit():
+    for trial in trials("Sequence2of3", 20, cue_visible=True):
+        referee = Referee(trial)
+        shown = [referee.colours["lamp_cue"]]
+        while referee.frame < trial.flashes[0].end:
+            referee.step(AWAY)
+            shown.append(referee.colours["lamp_cue"])
+        first, second = (COLOURS[trial.pads[goal]] for goal in trial.goals)
+        assert shown == [first] * trial.flashes[0].end + [second]
+        wait_for_go(referee)
+        assert referee.colours["lamp_cue"] == first
+        stay(referee, (*PLACES[trial.goals[0]], 0.02), 3)
+        assert (referee.done, referee.colours["lamp_cue"]) == (1, second)
+
+
+def test_a_task_without_a_cue_has_none_to_keep_visible():
+    with pytest.raises(ValueError, match="TakeItBack3 has no cue"):
+        trials("TakeItBack3", 1, cue_visible=True)
 
 
 # How it is judged ---------------------------------------------------------------------------------
