@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--checkpoint",
-        help=f"folder or hub name (default {CHECKPOINT}; without it a tiny one, which only sways)",
+        help=f"folder or hub name (default {CHECKPOINT}; with --seconds a tiny one, which only sways)",
     )
     parser.add_argument("--seed", type=int, help="of the trials (default: drawn, and in summary.json)")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="default %(default)s")
@@ -240,16 +240,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _own_checkpoint(task: MemoryTask | None, output: Path) -> str:
-    """The package's own policy; a tiny one where it has none, or without a task."""
+    """The policy that the package ships; without a task a tiny one, which was trained on no picture."""
     if task:
-        try:
-            return str(share_path(CHECKPOINT))
-        except FileNotFoundError:
-            print(
-                f"demo: there is no {CHECKPOINT}, so a tiny policy plays, which has learned no task and only "
-                "sways: it will fail (--checkpoint FOLDER names another)",
-                file=sys.stderr,
-            )
+        return str(share_path(CHECKPOINT))
     folder = output / "tiny_checkpoint"
     if not (folder / "model.safetensors").is_file():
         print(f"demo: making a tiny policy in {folder} (once)", file=sys.stderr)

@@ -195,7 +195,9 @@ def summary(results: Results) -> str:
     ]
     if not any(rate for each in rates.values() for rate in each):
         return "Not measured yet."
-    return markdown(["task", *(SERIES[key][0] for key in shown), "best without memory"], rows)
+    counts = [sum(key[:2] == (label, tasks) for key in results.found) for label in ("memory", "no memory")]
+    table = markdown(["task", *(SERIES[key][0] for key in shown), "best without memory"], rows)
+    return f"{table}\n\nTrainings: {counts[0]} with memory, {counts[1]} without."
 
 
 def table_cost(folder: Path) -> str:

@@ -211,16 +211,10 @@ def test_a_task_is_played_with_the_checkpoints_picture_size_and_the_tasks_contra
     assert "task" not in specs["so100_sim"] and "contract" not in specs["policy"]
 
 
-def test_without_a_trained_policy_a_tiny_one_plays_and_that_is_said(monkeypatch, capsys, tmp_path):
-    def missing(relative):
-        raise FileNotFoundError(relative)
-
+def test_a_task_is_played_with_the_shipped_policy_and_a_free_run_with_a_tiny_one(monkeypatch, tmp_path):
     made = []
-    monkeypatch.setattr(demo, "share_path", missing)
     monkeypatch.setattr(demo.make_tiny_checkpoint, "main", lambda words: made.append(words) or 0)
-    assert demo._own_checkpoint(get_task("CueRecall2"), tmp_path) == str(tmp_path / "tiny_checkpoint")
+    assert demo._own_checkpoint(get_task("CueRecall2"), tmp_path).endswith("config/checkpoints/demo")
+    assert made == []
+    assert demo._own_checkpoint(None, tmp_path) == str(tmp_path / "tiny_checkpoint")
     assert made == [[str(tmp_path / "tiny_checkpoint")]]
-    assert "it will fail" in capsys.readouterr().err
-    monkeypatch.setattr(demo, "share_path", lambda relative: tmp_path / relative)
-    assert demo._own_checkpoint(get_task("CueRecall2"), tmp_path) == str(tmp_path / "config/checkpoints/demo")
-    assert capsys.readouterr().err == ""
