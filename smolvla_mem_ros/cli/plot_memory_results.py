@@ -188,13 +188,14 @@ def summary(results: Results) -> str:
     """Of the policy for all tasks, for the README."""
     tasks = tuple(TASKS)
     shown = [("memory", "on"), ("memory", "noise"), ("no memory", "on")]
+    shown = [(label, mode) for label, mode in shown if results.rate(label, tasks, tasks[0], mode)]
+    if not shown:
+        return "Not measured yet."
     rates = {task: [results.rate(label, tasks, task, mode) for label, mode in shown] for task in tasks}
     rows = [
-        [task, *(f"{100 * rate.share:.0f} %" if rate else None for rate in each), f"{ceiling(task)} %"]
+        [task, *(f"{100 * rate.share:.0f} %" for rate in each), f"{ceiling(task)} %"]
         for task, each in rates.items()
     ]
-    if not any(rate for each in rates.values() for rate in each):
-        return "Not measured yet."
     counts = [sum(key[:2] == (label, tasks) for key in results.found) for label in ("memory", "no memory")]
     table = markdown(["task", *(SERIES[key][0] for key in shown), "best without memory"], rows)
     return f"{table}\n\nTrainings: {counts[0]} with memory, {counts[1]} without."
