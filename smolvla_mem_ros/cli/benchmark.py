@@ -65,9 +65,8 @@ def memory_cost(args: argparse.Namespace) -> int:
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
     is_tiny = args.size == "tiny"
-    tiny = {key.removeprefix("policy."): value for key, value in RECIPE.tiny.items()}
-    left_out = ("load_vlm_weights", "push_to_hub", "device")
-    tiny = {key: value for key, value in tiny.items() if key not in left_out}
+    set_here = ("policy.load_vlm_weights", "policy.push_to_hub", "policy.device")
+    tiny = {k.removeprefix("policy."): v for k, v in RECIPE.tiny.items() if k not in set_here}
     size = cost.Size(False, (48, 64), RECIPE.one_task.batch_size, tiny) if is_tiny else cost.FULL
     segments = args.segments or (RECIPE.memory["mem_segments"] if is_tiny else SmolVLAMemConfig.mem_segments)
     memory = {"num_mem_tokens": args.tokens, "mem_segments": segments}

@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("demo: stopped", file=sys.stderr)
         return 130
-    except (DemoError, CheckpointError, bringup.BringupError) as error:
+    except (DemoError, CheckpointError, bringup.BringupError, FileNotFoundError) as error:
         print(f"demo: {error}", file=sys.stderr)
         print(json.dumps({"ok": False, "problem": str(error)}))
         return 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
-import numpy as np
 import torch
 from lerobot.configs import FeatureType, PolicyFeature
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
@@ -83,9 +82,8 @@ def comparisons(size: Size, backbone: str, device: str, memory: dict[str, object
         input_features=features, output_features=actions, vlm_model_name=backbone, load_vlm_weights=False,
         device=device, push_to_hub=False, **{**size.options, **memory},
     )  # fmt: skip
-    single = replace(base, mem_segments=1, mem_anchor=False, mem_curriculum_steps=0)
-    unrolled = replace(base, mem_curriculum_steps=0)
-    slots = len(unrolled.observation_delta_indices)
+    single = replace(base, mem_segments=1, mem_anchor=False)
+    slots = len(base.observation_delta_indices)
     return [
         Comparison("inference of a chunk", lambda: _infer_stock(base), lambda: _infer_memory(base)),
         Comparison(
@@ -94,11 +92,11 @@ def comparisons(size: Size, backbone: str, device: str, memory: dict[str, object
             lambda: _train(SmolVLAMemPolicy(single), size.batch),
         ),
         Comparison(
-            f"training step, {unrolled.mem_segments} segments"
-            + " and the anchor" * unrolled.mem_anchor
+            f"training step, {base.mem_segments} segments"
+            + " and the anchor" * base.mem_anchor
             + f", against {slots} times as many samples",
             lambda: _train(_stock(base), size.batch * slots),
-            lambda: _train(SmolVLAMemPolicy(unrolled), size.batch),
+            lambda: _train(SmolVLAMemPolicy(base), size.batch),
         ),
     ]
 
@@ -126,7 +124,7 @@ def compare(comparison: Comparison, device: str, repeats: int, progress: Callabl
         "peak": memory["peak_mb"] / stock["peak_mb"] if memory["peak_mb"] and stock["peak_mb"] else None,
         "parameters": memory["parameters"] / stock["parameters"],
     }
-    result["turns"] = int(np.shape(times)[1])
+    result["turns"] = times.shape[1]
     return result
 
 
@@ -152,9 +150,9 @@ def _train(policy: SmolVLAPolicy, batch: int) -> Side:
     config = policy.config
     policy = policy.to(config.device).train()
     sample = _observation(config, batch, training=True)
-    frames = 1 if config.action_delta_indices is None else len(config.action_delta_indices)
-    sample["action"] = torch.randn(batch, frames, JOINTS, device=config.device)
-    sample["action_is_pad"] = torch.zeros(batch, frames, dtype=torch.bool, device=config.device)
+    length = len(config.action_delta_indices)
+    sample["action"] = torch.randn(batch, length, JOINTS, device=config.device)
+    sample["action_is_pad"] = torch.zeros(batch, length, dtype=torch.bool, device=config.device)
     trained = [p for p in policy.get_optim_params() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
 
@@ -165,17 +163,13 @@ def _train(policy: SmolVLAPolicy, batch: int) -> Side:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return Side(policy, step, batch * _slots(config), optimizer)
-
-
-def _slots(config: SmolVLAConfig) -> int:
-    """Frames of observations in a training sample."""
-    return len(config.observation_delta_indices) if isinstance(config, SmolVLAMemConfig) else 1
+    return Side(policy, step, batch * len(config.observation_delta_indices), optimizer)
 
 
 def _observation(config: SmolVLAConfig, batch: int, training: bool = False) -> dict[str, torch.Tensor]:
     """Random, as preprocessed; a training sample of a policy with memory has a dimension of time."""
-    time = (_slots(config),) if training and isinstance(config, SmolVLAMemConfig) else ()
+    unrolls = training and isinstance(config, SmolVLAMemConfig)
+    time = (len(config.observation_delta_indices),) if unrolls else ()
     device = config.device
     observation = {
         key: torch.rand(batch, *time, *feature.shape, device=device)

@@ -134,7 +134,7 @@ def plan(recipe: Recipe) -> dict[str, dict[Key, Run]]:
         training = recipe.pretraining() if study.cue_visible else recipe.training(tasks, seed, variant.memory)
         modes = study.modes if variant.memory is not None else ("on",)
         new = Run(name, training, modes, study.delays, study.cue_visible)
-        return known.setdefault((training.name, modes, study.delays), new)
+        return known.setdefault((training.name, modes, study.delays, study.cue_visible), new)
 
     return {
         name: {

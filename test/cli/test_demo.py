@@ -218,3 +218,15 @@ def test_a_task_is_played_with_the_shipped_policy_and_a_free_run_with_a_tiny_one
     assert made == []
     assert demo._own_checkpoint(None, tmp_path) == str(tmp_path / "tiny_checkpoint")
     assert made == [[str(tmp_path / "tiny_checkpoint")]]
+
+
+def test_an_installation_without_the_policy_is_told_in_one_line(monkeypatch, capsys, tmp_path):
+    def missing(relative):
+        raise FileNotFoundError(f"{relative} is nowhere")
+
+    monkeypatch.setattr(demo, "share_path", missing)
+    assert demo.main(["--output", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1] == "demo: config/checkpoints/demo is nowhere"
+    problem = "config/checkpoints/demo is nowhere"
+    assert json.loads(said.out.splitlines()[-1]) == {"ok": False, "problem": problem}
