@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from smolvla_mem_ros.cli.arguments import positive
 from smolvla_mem_ros.evaluation.provenance import machine, versions
 
 EXAMPLES = """\
@@ -29,18 +30,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                                "inference and of a training step, peak memory, weights")  # fmt: skip
     cost.add_argument("--size", choices=("tiny", "full"), default="tiny", help="the tiny model of the memory "
                       "tasks, or SmolVLA's 450 M weights, drawn at random (default %(default)s)")  # fmt: skip
-    cost.add_argument("--repeats", type=int, help="turns of each (default 100 for tiny, 5 for full)")
-    cost.add_argument("--segments", type=int, help="unrolled in a training sample (default: tiny 6, full 3)")
-    cost.add_argument("--tokens", type=int, default=4, help="memory tokens (default %(default)s)")
+    cost.add_argument("--repeats", type=positive, help="turns of each (default 100 for tiny, 5 for full)")
+    cost.add_argument(
+        "--segments", type=positive, help="unrolled in a training sample (default: tiny 6, full 3)"
+    )
+    cost.add_argument("--tokens", type=positive, default=4, help="memory tokens (default %(default)s)")
     cost.add_argument("--update", help="mem_update (default: that of the configuration)")
-    cost.add_argument("--threads", type=int, help="on a CPU (default: tiny 1, full all cores)")
+    cost.add_argument("--threads", type=positive, help="on a CPU (default: tiny 1, full all cores)")
     cost.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default %(default)s)")
     cost.add_argument("--output", type=Path, help="JSON file (default: none)")
     cost.set_defaults(measure=memory_cost)
     args = parser.parse_args(argv)
-    for name in ("repeats", "segments", "tokens", "threads"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"--{name} must be 1 or more")
     args.command = shlex.join(["benchmark", *(sys.argv[1:] if argv is None else argv)])
     try:
         return args.measure(args)
@@ -57,7 +57,7 @@ def memory_cost(args: argparse.Namespace) -> int:
     import torch
     from tqdm import tqdm
 
-    from smolvla_mem_ros.evaluation import cost
+    from smolvla_mem_ros.evaluation import cost, report
     from smolvla_mem_ros.policy.configuration_smolvla_mem import SmolVLAMemConfig
     from smolvla_mem_ros.policy.tiny import make_backbone
     from smolvla_mem_ros.training.recipe import RECIPE
@@ -94,27 +94,10 @@ def memory_cost(args: argparse.Namespace) -> int:
     }
     if args.output:
         args.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(table(result))
+    print(*report.aligned(report.cost_rows(result)), sep="\n")
     if args.output:
         print(f"\nwritten: {args.output}")
     return 0
-
-
-def table(result: dict) -> str:
-    """The comparisons as lines for a screen."""
-    lines = [f"{'':68} {'stock':>18} {'memory':>18} {'ratio':>22}"]
-    for each in result["comparisons"]:
-        name = f"{each['name']} ({each['stock']['frames']} frames each)"
-        times = [each[side]["ms"]["median"] for side in ("stock", "memory")]
-        ratio = each["ratio"]["time"]
-        spread = f"{ratio['median']:.3f} ({ratio['p25']:.3f}-{ratio['p75']:.3f})"
-        lines.append(f"{name:68} {times[0]:15.1f} ms {times[1]:15.1f} ms {spread:>22}")
-        peaks, peak = [each[side]["peak_mb"] for side in ("stock", "memory")], each["ratio"]["peak"]
-        if peak is not None:
-            lines.append(f"{'  peak memory':68} {peaks[0]:14.1f} MiB {peaks[1]:14.1f} MiB {peak:>22.3f}")
-    counts = [result["comparisons"][0][side]["parameters"] for side in ("stock", "memory")]
-    lines.append(f"{'weights':68} {counts[0]:>18,} {counts[1]:>18,} {counts[1] / counts[0]:>22.4f}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

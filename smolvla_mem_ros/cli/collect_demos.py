@@ -14,6 +14,7 @@ import datasets
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from tqdm import tqdm
 
+from smolvla_mem_ros.cli.arguments import positive
 from smolvla_mem_ros.sim.demos import draw, play
 from smolvla_mem_ros.sim.tasks import FPS, TASKS, get_task
 from smolvla_mem_ros.sim.world import CAMERAS, World
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="example: collect_demos --task CueRecall2,LateCue2 --episodes 200 --output outputs/demos",
     )
     parser.add_argument("--task", required=True, help=f"all, or with commas: {','.join(TASKS)}")
-    parser.add_argument("--episodes", type=int, default=200, help="of each task (default 200)")
+    parser.add_argument("--episodes", type=positive, default=200, help="of each task (default 200)")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--delay", type=int, help="frames between cue and go (default: drawn each episode)")
     parser.add_argument("--cue_visible", action="store_true", help="the cue stays lit: no memory is needed")
@@ -42,8 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder of the dataset")
     parser.add_argument("--repo_id", default="local/so100_memory", help="its name (default %(default)s)")
     args = parser.parse_args(argv)
-    if args.episodes < 1:
-        parser.error("--episodes must be 1 or more")
     tasks = list(TASKS) if args.task == "all" else args.task.split(",")
     datasets.disable_progress_bars()  # one for each episode that is saved
     try:

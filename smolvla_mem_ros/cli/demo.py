@@ -33,6 +33,7 @@ from tqdm import tqdm
 from trajectory_msgs.msg import JointTrajectory
 
 from smolvla_mem_ros.cli import bringup, demo_report, make_tiny_checkpoint
+from smolvla_mem_ros.cli.arguments import positive
 from smolvla_mem_ros.cli.demo_report import FILMED, Played, Recording, Run, trial_marks
 from smolvla_mem_ros.cli.processes import ProcessGroup
 from smolvla_mem_ros.msg import MemoryState, PolicyStatus
@@ -187,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="example: demo --episodes 20 --task LateCue2 --checkpoint my_checkpoint",
     )
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--episodes", type=int, default=EPISODES, help="to play (default %(default)s)")
+    kind.add_argument("--episodes", type=positive, default=EPISODES, help="to play (default %(default)s)")
     kind.add_argument("--seconds", type=float, help="of control on a table with blocks, instead of a task")
     parser.add_argument("--task", default=TASK, help=f"one of {', '.join(TASKS)} (default %(default)s)")
     parser.add_argument(
@@ -200,8 +201,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, help="of the trials (default: drawn, and in summary.json)")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="default %(default)s")
     args = parser.parse_args(argv)
-    if args.episodes < 1:
-        parser.error("--episodes must be 1 or more")
     if args.seconds is not None and not args.seconds > 2:
         parser.error("--seconds must be more than 2")
     if args.seed is not None and not 0 <= args.seed < 2**31:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from smolvla_mem_ros.cli.arguments import positive
 from smolvla_mem_ros.evaluation import measure, report
 from smolvla_mem_ros.evaluation.provenance import machine, versions
 from smolvla_mem_ros.evaluation.rollout import MODES, Outcome, Stage, check_fits, observe, rollout
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--baseline_path", help="checkpoint to compare it with, such as a stock SmolVLA")
     parser.add_argument("--task", default="CueRecall2", help=f"one or more of {','.join(TASKS)}, with "
                         "commas; or all (default %(default)s)")  # fmt: skip
-    parser.add_argument("--n_episodes", type=int, default=100, help="of each task (default %(default)s)")
+    parser.add_argument("--n_episodes", type=positive, default=100, help="of each task (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1000, help="of the episodes (default %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default %(default)s)")
     parser.add_argument("--output_file", type=Path, default=Path("results.json"), help="JSON; a PNG is laid "
@@ -51,11 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                         "what is done to the memory between inferences (default %(default)s)")  # fmt: skip
     parser.add_argument("--delay", type=int, help="frames between cue and go (default: drawn each episode)")
     parser.add_argument("--cue_visible", action="store_true", help="the cue stays lit: no memory is needed")
-    parser.add_argument("--batch", type=int, default=25, help="worlds side by side (default %(default)s)")
+    parser.add_argument(
+        "--batch", type=positive, default=25, help="worlds side by side (default %(default)s)"
+    )
     args = parser.parse_args(argv)
-    for name in ("n_episodes", "batch"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be 1 or more")
     if args.seed < 0:
         parser.error("--seed must be 0 or more")
     command = shlex.join(["evaluate_models", *(sys.argv[1:] if argv is None else argv)])

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from smolvla_mem_ros.evaluation.report import COLOURS
+from smolvla_mem_ros.evaluation.report import COLOURS, cost_rows
 from smolvla_mem_ros.evaluation.statistics import wilson
 from smolvla_mem_ros.sim.tasks import DELAYS, FPS, TASKS
 from smolvla_mem_ros.training import ablations
@@ -206,25 +206,12 @@ def table_cost(folder: Path) -> str:
     parts = []
     for path in sorted(folder.glob("memory_cost*.json")):
         result = json.loads(path.read_text())
-        rows = []
-        for each in result["comparisons"]:
-            stock, memory, ratio = each["stock"], each["memory"], each["ratio"]
-            time = ratio["time"]
-            spread = f"{time['median']:.3f} ({time['p25']:.3f} to {time['p75']:.3f})"
-            times = [f"{side['ms']['median']:.0f} ms" for side in (stock, memory)]
-            rows.append([each["name"], each["turns"], *times, spread])
-            if ratio["peak"]:
-                peaks = [f"{side['peak_mb']:.0f} MiB" for side in (stock, memory)]
-                rows.append(["its peak memory", "", *peaks, f"{ratio['peak']:.3f}"])
-        each = result["comparisons"][0]
-        counts = [f"{each[side]['parameters']:,}" for side in ("stock", "memory")]
-        rows.append(["weights", "", *counts, f"{each['ratio']['parameters']:.4f}"])
+        header, *rows = cost_rows(result)
         at, memory = result["machine"], result["memory"]
         parts.append(
             f"Size `{result['size']}`, {memory['num_mem_tokens']} tokens, `{memory['mem_update']}`, "
             f"batch size {result['batch_size']}; {at['cpu']}, {at['device']}, threads: {at['threads']} "
-            f"(`{result['command']}`):\n\n"
-            + markdown(["", "turns", "stock", "memory", "memory / stock"], rows)
+            f"(`{result['command']}`):\n\n" + markdown(header, rows)
         )
     return "\n\n".join(parts) or "Not measured yet."
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from smolvla_mem_ros.cli.arguments import positive
 from smolvla_mem_ros.cli.processes import Process, ProcessGroup
 from smolvla_mem_ros.training import ablations, jobs
 from smolvla_mem_ros.training.ablations import RESULTS, STUDIES, Run
@@ -36,8 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--study", default="all", help=f"some of {','.join(STUDIES)}; or all (default)")
     parser.add_argument("--only", default="", metavar="REGEX", help="only runs whose name, study/run, fits")
-    parser.add_argument("--episodes", type=int, default=100, help="of each evaluation (default 100)")
-    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each (default 2)")
+    parser.add_argument("--episodes", type=positive, default=100, help="of each evaluation (default 100)")
+    parser.add_argument(
+        "--jobs", type=positive, default=2, help="runs side by side, a thread each (default 2)"
+    )
     parser.add_argument("--work", type=Path, help=f"demonstrations and trainings (default {WORK})")
     parser.add_argument("--results", type=Path, help=f"one JSON file a run (default {RESULTS})")
     parser.add_argument("--list", action="store_true", help="show the runs and how far they are")
@@ -47,9 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                         f"{WORK}/quick unless told otherwise")  # fmt: skip
     parser.add_argument("--evaluate", metavar="RUN", help="only evaluate this run, which is trained, anew")
     args = parser.parse_args(argv)
-    for name in ("episodes", "jobs"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be 1 or more")
     args.work = args.work or (WORK / "quick" if args.quick else WORK)
     args.results = args.results or (args.work / "results" if args.quick else RESULTS)
     recipe = QUICK if args.quick else RECIPE

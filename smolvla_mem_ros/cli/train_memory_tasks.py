@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smolvla_mem_ros.cli import pack_checkpoint
+from smolvla_mem_ros.cli.arguments import positive
 from smolvla_mem_ros.cli.run_ablations import make, preparation
 from smolvla_mem_ros.training import jobs
 from smolvla_mem_ros.training.ablations import RESULTS, is_stale, plan, read_result
@@ -29,13 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, help="of run_ablations, for the scores on the model card "
                         f"(default {RESULTS})")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the training with memory (default 0)")
-    parser.add_argument("--jobs", type=int, default=1, help="steps side by side, a thread each (default 1)")
+    parser.add_argument(
+        "--jobs", type=positive, default=1, help="steps side by side, a thread each (default 1)"
+    )
     parser.add_argument("--keep", action="store_true", help="keep all checkpoints, not only the last")
     parser.add_argument("--quick", action="store_true", help="a smoke run: few demonstrations and steps; in "
                         f"{WORK}/quick unless told otherwise")  # fmt: skip
     args = parser.parse_args(argv)
-    if args.jobs < 1:
-        parser.error("--jobs must be 1 or more")
     recipe = QUICK if args.quick else RECIPE
     work = args.work or (WORK / "quick" if args.quick else WORK)
     folder = args.results or (work / "results" if args.quick else RESULTS)

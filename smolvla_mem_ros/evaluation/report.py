@@ -51,7 +51,7 @@ def table(results: Mapping[str, Any]) -> str:
                     f"{result['num_parameters']:,}",
                 ]
             )
-    lines = [*_align(rows), "", *_align(costs)]
+    lines = [*aligned(rows), "", *aligned(costs)]
     if c := results["comparison"]:
         low, high = c["success_rate_difference_ci95"]
         lines += [
@@ -69,7 +69,25 @@ def _mode_name(results: Mapping[str, Any], model: str, mode: str) -> str:
     return mode if results[model]["num_mem_tokens"] else "none"
 
 
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+def cost_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """What ``benchmark memory_cost`` measured: a header, then stock and memory, median and quartiles."""
+    rows = [["", "turns", "stock", "memory", "memory / stock"]]
+    for each in result["comparisons"]:
+        sides, ratio = (each["stock"], each["memory"]), each["ratio"]
+        time = ratio["time"]
+        spread = f"{time['median']:.3f} ({time['p25']:.3f} to {time['p75']:.3f})"
+        rows.append(
+            [each["name"], str(each["turns"]), *(f"{s['ms']['median']:.0f} ms" for s in sides), spread]
+        )
+        if ratio["peak"]:
+            peaks = [f"{side['peak_mb']:.0f} MiB" for side in sides]
+            rows.append(["its peak memory", "", *peaks, f"{ratio['peak']:.3f}"])
+    counts = [f"{side['parameters']:,}" for side in sides]
+    return [*rows, ["weights", "", *counts, f"{ratio['parameters']:.4f}"]]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table for the screen; the first row is its header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return [lines[0], "-" * len(lines[0]), *lines[1:]]

@@ -40,4 +40,4 @@ def test_what_cannot_be_measured_is_refused_in_one_line(arguments, said, capsys)
 def test_nothing_to_measure_is_refused(capsys):
     with pytest.raises(SystemExit):
         benchmark.main(["memory_cost", "--repeats", "0"])
-    assert "--repeats must be 1 or more" in capsys.readouterr().err
+    assert "argument --repeats: '0' is not a whole number of 1 or more" in capsys.readouterr().err

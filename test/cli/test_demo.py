@@ -186,7 +186,7 @@ def test_a_picture_is_drawn_with_and_without_a_task(recording, run, tmp_path):
     "words, says",
     [
         (["--task", "juggle"], "there is no task 'juggle'; there are CueRecall2"),
-        (["--episodes", "0"], "--episodes must be 1 or more"),
+        (["--episodes", "0"], "argument --episodes: '0' is not a whole number of 1 or more"),
         (["--seconds", "1"], "--seconds must be more than 2"),
         (["--seconds", "9", "--episodes", "2"], "not allowed with"),
         (["--seed", "-1"], "--seed must be 0 or more"),

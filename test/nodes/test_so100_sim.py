@@ -114,9 +114,8 @@ def test_the_real_driver_moves_the_simulated_arm_and_the_cameras_show_it(
     )
     shared_probe.send(trajectory([0.8, -0.3, 0.3, 0.8, -1.0, 1.2], 0.5))
     shared_probe.spin_until(lambda: abs(shared_probe.states[-1].position[0] - 0.8) < 0.03)
-    now = stamp(images[-1])
-    shared_probe.spin_until(lambda: stamp(images[-1]) > now)
-    assert np.abs(pixels(images[-1]) - before).mean() > 2
+    # On a busy machine pictures lag behind the joints.
+    shared_probe.spin_until(lambda: np.abs(pixels(images[-1]) - before).mean() > 2)
     shared_probe.spin_until(
         lambda: int(shared_probe.reports["shared/so100_sim"]["servo_writes"]) > writes + 30
     )
