@@ -153,12 +153,15 @@ def preparation(recipe: Recipe, work: Path, keep: bool) -> list[list[Job]]:
 
 
 def chains(runs: Sequence[Run], args: argparse.Namespace) -> list[list[Job]]:
-    """For each training: it, and the evaluations that need it."""
-    by_training: dict[str, list[Job]] = {}
+    """Trainings that build on one another, and the evaluations that need them."""
+    found: dict[str, dict[str, Job]] = {}
     for run in runs:
-        training = jobs.training(run.training, args.work, args.keep)
-        by_training.setdefault(run.training.name, [training]).append(_evaluating(run, args))
-    return list(by_training.values())
+        trainings = run.training.stages[1:] or [run.training]
+        chain = found.setdefault(trainings[0].name, {})
+        for training in trainings:
+            chain.setdefault(training.name, jobs.training(training, args.work, args.keep))
+        chain[run.name] = _evaluating(run, args)
+    return [list(chain.values()) for chain in found.values()]
 
 
 def _evaluating(run: Run, args: argparse.Namespace) -> Job:
@@ -217,9 +220,9 @@ def evaluate(args: argparse.Namespace, recipe: Recipe) -> int:
             keep,
             bar.update,
         )
-    seconds, base = (
-        jobs.Note(training, args.work).seconds for training in (run.training, recipe.pretraining())
-    )
+    stages = run.training.stages
+    base, *after = (jobs.Note(training, args.work).seconds for training in stages)
+    seconds = None if None in after else sum(after)
     result = ablations.record(run, recipe, args.episodes, scores, seconds, base)
     path = run.result(args.results)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = recipe.training(recipe.all.tasks, args.seed, {})
     try:
         failures = make(preparation(recipe, work, args.keep), work, args.jobs)
-        failures = failures or make([[jobs.training(training, work, args.keep)]], work, args.jobs)
+        stages = [jobs.training(stage, work, args.keep) for stage in training.stages]
+        failures = failures or make([stages], work, args.jobs)
         results = []
         for run in plan(recipe)["main"].values():
             path = run.result(folder)

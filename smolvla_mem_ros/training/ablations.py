@@ -150,10 +150,13 @@ def plan(recipe: Recipe) -> dict[str, dict[Key, Run]]:
 def commands(run: Run, recipe: Recipe, episodes: int, work: Path = WORK) -> dict[str, str]:
     """All that leads to a result, as one would type it."""
     base = recipe.pretraining()
+    first = {f"training on {t.tasks[0]} first": ["lerobot-train", *t.arguments(work)]
+             for t in run.training.stages[1:-1]}  # fmt: skip
     lines = {
         "demonstrations": ["collect_demos", *run.training.demos.arguments(work)],
         "demonstrations for the base": ["collect_demos", *base.demos.arguments(work)],
         "base": ["lerobot-train", *base.arguments(work)],
+        **first,
         "training": ["lerobot-train", *run.training.arguments(work)],
         "evaluation": ["run_ablations", "--evaluate", run.name, "--episodes", str(episodes)],
     }
@@ -223,7 +226,11 @@ def _cell(score: dict) -> tuple[str, str, int | None]:
 def record(
     run: Run, recipe: Recipe, episodes: int, scores: Sequence[dict], seconds: float | None, base: float | None
 ) -> dict:
-    """What is written of a run. ``seconds`` of its training and of the ``base``'s, None when not known."""
+    """What is written of a run.
+
+    Args:
+        seconds: of its training since the base, None when not known; base: of the base's.
+    """
     training = run.training
     memory = {name: training.options.get(f"policy.{name}") for name in recipe.memory}
     return {

@@ -185,6 +185,21 @@ def test_a_chain_trains_once_for_all_evaluations_that_need_it(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_training_follows_the_one_that_it_starts_from_in_one_chain(tmp_path):
+    args = type("Args", (), dict(work=tmp_path, results=tmp_path, episodes=2, keep=False, quick=True))
+    main = plan(QUICK)["main"]
+    first, together = main["memory", (QUICK.first,), 0], main["memory", tuple(QUICK.all.tasks), 0]
+    trainings = [Path(run.training.name).name for run in (first, together)]
+    for runs in ([first, together], [together, first], [together]):
+        (chain,) = run_ablations.chains(runs, args)
+        at = {job.name: i for i, job in enumerate(chain)}
+        assert at.keys() == {*trainings, *(run.name for run in runs)}
+        assert at[trainings[0]] < at[trainings[1]] < at[together.name]
+        assert at[trainings[0]] < at.get(first.name, len(chain))
+    two = [main["memory", ("LateCue2",), seed] for seed in (0, 1)]
+    assert [len(chain) for chain in run_ablations.chains(two, args)] == [2, 2]
+
+
 @pytest.mark.parametrize(("kept", "done"), [([], 0), ([2, 2], 4), ([9, 9, 9], 0), ([2, 2, 2], 5)])
 def test_an_evaluation_is_not_done_before_its_result_is_written(tmp_path, kept, done):
     args = type("Args", (), dict(work=tmp_path, results=tmp_path, episodes=2, keep=False, quick=True))
@@ -227,7 +242,8 @@ def test_one_command_makes_a_small_checkpoint_of_all_tasks(work, tmp_path, monke
     assert sum(path.stat().st_size for path in packed.rglob("*") if path.is_file()) < 8 * 2**20
     assert (packed / "README.md").is_file()
     training = QUICK.training(QUICK.all.tasks, 0, {})
-    assert jobs.last_step(training.output(work / "outputs" / "quick")) == QUICK.all_tasks.steps
+    for stage in training.stages:
+        assert jobs.last_step(stage.output(work / "outputs" / "quick")) == stage.budget.steps
 
 
 @pytest.mark.timeout(600)

@@ -78,13 +78,15 @@ def test_each_variant_of_a_study_changes_one_field_of_the_memory(study):
             assert getattr(policy_understood(training.arguments()), field) == value
 
 
-def test_memory_and_baseline_differ_in_nothing_but_the_memory():
-    one, other = (
-        plan(RECIPE)["main"][label, tuple(TASKS), 1].training.identity for label in ("memory", "no memory")
-    )
-    differing = {argument.split("=")[0].removeprefix("--") for argument in set(one) ^ set(other)}
+@pytest.mark.parametrize("tasks", [("LateCue2",), tuple(TASKS)], ids=len)
+def test_memory_and_baseline_differ_in_nothing_but_the_memory(tasks):
+    one, other = (plan(RECIPE)["main"][label, tasks, 1].training for label in ("memory", "no memory"))
+    differing = {a.split("=")[0].removeprefix("--") for a in set(one.identity) ^ set(other.identity)}
+    differing -= {"policy.pretrained_path"} if len(tasks) > 1 else set()  # each its own
     fields = {f"policy.{name}" for name in RECIPE.memory}
     assert differing == fields | {"policy.type", "policy.discover_packages_path", "output_dir"}
+    budgets = [[stage.budget for stage in training.stages] for training in (one, other)]
+    assert budgets[0] == budgets[1]
 
 
 def test_a_budget_may_set_options_and_memory_of_its_own():
@@ -106,6 +108,14 @@ def test_a_task_with_a_longer_budget_has_it_with_memory_and_without():
     assert policy_understood(with_memory.arguments()).mem_segments == 7
     assert longer.training(("CueRecall2",), 0, {}).budget == RECIPE.one_task
     assert longer.training(("CueRecall2", "LateCue2"), 0, {}).budget == RECIPE.all_tasks
+
+
+@pytest.mark.parametrize("memory", [{}, {"num_mem_tokens": 2}, None])
+def test_all_tasks_start_from_the_hardest_one_with_the_same_memory_and_seed(memory):
+    together = RECIPE.training(tuple(TASKS), 2, memory)
+    alone = RECIPE.training((RECIPE.first,), 2, memory)
+    assert together.stages == [RECIPE.pretraining(), alone, together]
+    assert f"--policy.pretrained_path={alone.checkpoint()}" in together.arguments()
 
 
 def test_a_field_whose_default_is_not_in_the_recipe_is_refused():
