@@ -3,6 +3,7 @@
 
 help:
 	@echo "make demo    set up if needed, then run the simulated arm with the policy, headless"
+	@echo "             (EPISODES=20 for more of them, RECORD=outputs/bag for a rosbag2 of it)"
 	@echo "make test    set up if needed, then run all checks and tests (ARGS='-k name' to choose)"
 	@echo "make setup   make .venv and install/; does nothing when nothing changed"
 	@echo "make lint    style and import checks only"
@@ -12,7 +13,7 @@ setup:
 	@scripts/setup
 
 demo: setup
-	@scripts/env python -m smolvla_mem_ros.start cli.demo $(if $(EPISODES),--episodes $(EPISODES)) $(ARGS)
+	@scripts/env python -m smolvla_mem_ros.start cli.demo $(if $(EPISODES),--episodes $(EPISODES)) $(if $(RECORD),--record $(RECORD)) $(ARGS)
 
 lint: setup
 	@scripts/env ruff check .

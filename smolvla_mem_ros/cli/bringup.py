@@ -18,6 +18,7 @@ from pathlib import Path
 
 import yaml
 
+from smolvla_mem_ros.bags.writer import STORAGES
 from smolvla_mem_ros.cli import processes
 from smolvla_mem_ros.share import PACKAGE, share_path
 from smolvla_mem_ros.sim.tasks import TASKS
@@ -31,6 +32,8 @@ EXAMPLES = f"""examples:
     bringup sim:=true checkpoint:=outputs/tiny task:="put the cube in the box"
   a memory task in simulation (docs/simulation.md says how to start a trial):
     bringup sim:=true sim_task:=CueRecall2 contract:=config/memory_tasks.yaml checkpoint:=my_checkpoint
+  the same, recorded into a rosbag2:
+    bringup sim:=true checkpoint:=outputs/tiny record:=outputs/monday
   a real arm:
     bringup sim:=false port:=/dev/ttyACM0 calibration:=follower.json checkpoint:=my_checkpoint
   the same through launch, where it is installed:
@@ -77,6 +80,8 @@ class BringupArguments:
     num_mem_tokens: int = _argument(
         -1, "memory tokens of the policy: -1 as it was trained, 0 switches its memory off"
     )
+    record: str = _argument("", "folder of a rosbag2 to record into; it must not be there yet")
+    record_storage: str = _argument("mcap", f"format of that bag: {', '.join(STORAGES)}")
 
     @classmethod
     def parse(cls, values: Mapping[str, str]) -> BringupArguments:
@@ -161,12 +166,18 @@ def process_list(arguments: BringupArguments) -> tuple[NodeSpec, ...]:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TASKS)}."
         raise BringupError(f"there is no sim_task {arguments.sim_task!r}; {hint}")
     # The shell expands ~ only at the start of a word, and here it stands after `:=`.
-    paths = ("params_file", "contract", "calibration", "checkpoint")
+    paths = ("params_file", "contract", "calibration", "checkpoint", "record")
     arguments = replace(arguments, **{name: os.path.expanduser(getattr(arguments, name)) for name in paths})
     for name in paths[:3]:
         file = getattr(arguments, name)
         if file and not Path(file).is_file():
             raise BringupError(f"{name} {file!r} is not there; give the path of a file, from here or from /.")
+    if arguments.record and Path(arguments.record).exists():
+        raise BringupError(f"record {arguments.record!r} is there already; name a new folder.")
+    if arguments.record_storage not in STORAGES:
+        raise BringupError(
+            f"record_storage {arguments.record_storage!r} is not one of {', '.join(STORAGES)}."
+        )
     if is_missing_folder(arguments.checkpoint):
         raise BringupError(
             f"checkpoint {arguments.checkpoint!r} is not there; "
@@ -208,7 +219,13 @@ def process_list(arguments: BringupArguments) -> tuple[NodeSpec, ...]:
                 policy[argument.name] = value
     arm = node("so100_node", "so100", port=port, calibration=calibration)
     simulation = node("so100_sim", "so100_sim", port=port, calibration=calibration, task=arguments.sim_task)
-    return (*((simulation,) if arguments.sim else ()), arm, node("policy_node", "policy", **policy))
+    bag = {"bag": arguments.record, "storage": arguments.record_storage, "contract": arguments.contract}
+    return (
+        *((node("recorder", "recorder", **bag),) if arguments.record else ()),
+        *((simulation,) if arguments.sim else ()),
+        arm,
+        node("policy_node", "policy", **policy),
+    )
 
 
 def is_missing_folder(checkpoint: str) -> bool:

@@ -69,6 +69,7 @@ class Observer(Node):
         super().__init__("demo")
         self.recording = Recording()
         self.trial: dict = {}  # as so100_sim reported it last
+        self.recorder: dict[str, str] = {}  # as the recorder reported itself last
         self._picture_period = math.inf
         self._next_picture = 0.0
         record = self.recording
@@ -134,6 +135,8 @@ class Observer(Node):
         for status in message.status:
             if status.name.endswith("so100_sim"):
                 self.recording.simulation.append((stamp, {v.key: v.value for v in status.values}))
+            elif status.name.endswith("recorder"):
+                self.recorder = {v.key: v.value for v in status.values}
 
     def _on_trial(self, message: String) -> None:
         self.trial = json.loads(message.data)
@@ -149,8 +152,8 @@ class Observer(Node):
 class Stage:
     """The running processes and the observer: waits, and notices when one of them ends."""
 
-    def __init__(self, observer: Observer, group: ProcessGroup, log: Path) -> None:
-        self.observer, self._group, self._log = observer, group, log
+    def __init__(self, observer: Observer, group: ProcessGroup, log: Path, recorded: bool) -> None:
+        self.observer, self._group, self._log, self._recorded = observer, group, log, recorded
 
     def spin(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
         """True as soon as ``until()`` holds, False when ``seconds`` are over. Raises DemoError."""
@@ -179,6 +182,9 @@ class Stage:
         status = record.statuses[-1]
         if status.state != "idle" or not all(map(math.isfinite, status.stream_ages)):
             return f"the policy did not become ready ({status.state}: {status.reason})"
+        # Who hears the policy's status also hears what it commands.
+        if self._recorded and not int(self.observer.recorder.get("received_/policy/status", 0)):
+            return "the recorder did not hear the policy"
         return ""
 
 
@@ -199,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"folder or hub name (default {CHECKPOINT}; with --seconds a tiny one, which only sways)",
     )
     parser.add_argument("--seed", type=int, help="of the trials (default: drawn, and in summary.json)")
+    parser.add_argument("--record", default="", help="folder of a rosbag2 to record into; must not be there")
     parser.add_argument("--output", type=Path, default=Path("outputs/demo"), help="default %(default)s")
     args = parser.parse_args(argv)
     if args.seconds is not None and not args.seconds > 2:
@@ -250,13 +257,15 @@ def _own_checkpoint(task: MemoryTask | None, output: Path) -> str:
     return str(folder)
 
 
-def process_list(task: MemoryTask | None, seed: int, checkpoint: str) -> list[bringup.NodeSpec]:
+def process_list(
+    task: MemoryTask | None, seed: int, checkpoint: str, record: str = ""
+) -> list[bringup.NodeSpec]:
     """What bring-up starts, with cameras of the checkpoint's size and this seed.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
     """
-    arguments = bringup.BringupArguments(sim=True, checkpoint=checkpoint)
+    arguments = bringup.BringupArguments(sim=True, checkpoint=checkpoint, record=record)
     more: dict[str, dict] = {"so100_sim": {}, "policy": {}}
     if task:
         arguments = replace(arguments, sim_task=type(task).__name__, contract=str(share_path(CONTRACT)))
@@ -273,14 +282,15 @@ def _run(
 ) -> tuple[Recording, Run]:
     log = args.output / "log.txt"
     with log.open("w") as output:
-        processes = [bringup.to_process(s, args.output) for s in process_list(task, seed, checkpoint)]
+        specs = process_list(task, seed, checkpoint, args.record)
+        processes = [bringup.to_process(spec, args.output) for spec in specs]
         os.environ.update(bringup.transport_environment(os.environ))
         with (
             rclpy.init(signal_handler_options=SignalHandlerOptions.NO),
             ProcessGroup(processes, name="demo", output=output) as group,
         ):
             observer = Observer()
-            stage = Stage(observer, group, log)
+            stage = Stage(observer, group, log, bool(args.record))
             print("demo: starting simulation, arm and policy", file=sys.stderr)
             stage.wait_ready()
             if task:

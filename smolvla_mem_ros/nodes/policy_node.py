@@ -28,7 +28,7 @@ from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract, ContractErro
 from smolvla_mem_ros.runtime.engine import Engine
 from smolvla_mem_ros.runtime.episode import Episode, Request, Result
 from smolvla_mem_ros.runtime.metrics import MemorySummary
-from smolvla_mem_ros.runtime.observation import ObservationBuffer, Skip
+from smolvla_mem_ros.runtime.observation import Observation, ObservationBuffer, Skip
 from smolvla_mem_ros.runtime.trajectory import TrajectorySegment
 from smolvla_mem_ros.runtime.worker import InferenceWorker
 from smolvla_mem_ros.share import share_path
@@ -158,8 +158,7 @@ class PolicyNode(LifecycleNode):
         self._active = True
         self._timer.reset()
         if task := self.get_parameter("task").value:
-            self._publish_command(self._episode.start(task, self._now()))
-            self._publish_memory()
+            self._begin_epoch("start", self._episode.start(task, self._now()))
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -192,7 +191,10 @@ class PolicyNode(LifecycleNode):
         if not self._active:
             return
         self._timer.cancel()
-        self._publish_command(self._episode.stop(self._now()))
+        running = self._episode.running
+        stopping = self._episode.stop(self._now())
+        if running:
+            self._begin_epoch("stop", stopping)
         self._active = False
         self._report_status()
 
@@ -237,7 +239,7 @@ class PolicyNode(LifecycleNode):
                 self._publish_command(segment)
                 observation = result.request.observation
                 self._report.command_latency.add((self._now() - observation.oldest) / NANOSECONDS)
-                self._publish_memory(before, observation.stamp)
+                self._publish_memory(before, observation)
             elif result.error:
                 self.get_logger().error(result.error, throttle_duration_sec=2.0)
             self._report_change()
@@ -251,8 +253,7 @@ class PolicyNode(LifecycleNode):
         elif not task:
             response.message = "task is empty: say what to do, as in the training data"
         else:
-            self._publish_command(self._episode.start(task, self._now()))
-            self._publish_memory()
+            self._begin_epoch("start", self._episode.start(task, self._now()))
             response.success, response.message = True, f"episode {self._episode.episode_id} started: {task}"
             response.episode_id = self._episode.episode_id
             response.stamp = messages.to_time(self._episode.last_reset)
@@ -269,8 +270,7 @@ class PolicyNode(LifecycleNode):
         if problem := self._not_active():
             response.message = problem
             return response
-        self._publish_command(getattr(self._episode, command)(self._now()))
-        self._publish_memory()
+        self._begin_epoch(command, getattr(self._episode, command)(self._now()))
         self._report_change()
         response.success, response.message = True, done
         self.get_logger().info(done)
@@ -289,11 +289,17 @@ class PolicyNode(LifecycleNode):
         self._command.publish(messages.to_trajectory(segment))
         self._report.trajectories += 1
 
-    def _publish_memory(self, before: Memory | None = None, stamp: int | None = None) -> None:
-        """After a commit, with the memory before and the observation's stamp; without, after a reset."""
+    def _begin_epoch(self, event: str, stopping: TrajectorySegment | None) -> None:
+        """Command what stops the motion under way, and tell what has happened."""
+        self._publish_command(stopping)
+        self._report.event(event, self._episode, self._engine.seed)
+        self._publish_memory()
+
+    def _publish_memory(self, before: Memory | None = None, committed: Observation | None = None) -> None:
+        """After a commit, with the memory before it; without, after a reset."""
         summary = MemorySummary.of(self._episode.memory, before, self._engine.memory_shape)
         with_tokens = self.get_parameter("publish_memory_tokens").value
-        self._report.memory(self._episode, summary, stamp, with_tokens)
+        self._report.memory(self._episode, summary, committed, with_tokens)
 
     def _state(self) -> tuple[str, str]:
         """One word and the reason."""

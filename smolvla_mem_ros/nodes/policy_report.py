@@ -7,13 +7,17 @@ from dataclasses import asdict
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
 
-from smolvla_mem_ros.msg import MemoryState, PolicyStatus
+from smolvla_mem_ros.msg import EpisodeEvent, MemoryState, PolicyStatus
 from smolvla_mem_ros.nodes import messages
 from smolvla_mem_ros.nodes.diagnostics import diagnostic_array
 from smolvla_mem_ros.runtime.episode import Episode
 from smolvla_mem_ros.runtime.metrics import LatencyWindow, MemorySummary
-from smolvla_mem_ros.runtime.observation import ObservationBuffer
+from smolvla_mem_ros.runtime.observation import Observation, ObservationBuffer
+
+# Who comes late, such as a recorder that was started at the same time, gets the latest ones at once.
+KEPT = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class PolicyReport:
@@ -22,7 +26,8 @@ class PolicyReport:
     def __init__(self, node: Node):
         self._node = node
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._memory_state = node.create_publisher(MemoryState, "~/memory_state", 10)
+        self._memory_state = node.create_publisher(MemoryState, "~/memory_state", KEPT)
+        self._event = node.create_publisher(EpisodeEvent, "~/episode", KEPT)
         self._status = node.create_publisher(PolicyStatus, "~/status", 10)
         self.clear()
 
@@ -33,10 +38,20 @@ class PolicyReport:
         self.trajectories = 0
         self._last = ("", False)
 
+    def event(self, event: str, episode: Episode, seed: int) -> None:
+        """Publish that an episode has just started, was reset, or was stopped."""
+        message = EpisodeEvent(event=event, episode_id=episode.episode_id, task=episode.task, seed=seed)
+        message.header.stamp = messages.to_time(episode.last_reset)
+        self._event.publish(message)
+
     def memory(
-        self, episode: Episode, summary: MemorySummary, stamp: int | None = None, with_tokens: bool = False
+        self,
+        episode: Episode,
+        summary: MemorySummary,
+        committed: Observation | None = None,
+        with_tokens: bool = False,
     ) -> None:
-        """Publish the memory; ``stamp`` (ns) is the committed observation's, None after a reset."""
+        """Publish the memory, after ``committed`` or, with None, after a reset."""
         tokens, hidden = summary.tokens.shape
         message = MemoryState(
             episode_id=episode.episode_id,
@@ -47,7 +62,10 @@ class PolicyReport:
             cosine_distance=summary.cosine_distance.tolist(),
             last_reset=messages.to_time(episode.last_reset),
         )
-        message.header.stamp = messages.to_time(episode.last_reset if stamp is None else stamp)
+        message.header.stamp = messages.to_time(committed.stamp if committed else episode.last_reset)
+        if committed:
+            message.stream_names = list(committed.stamps)
+            message.stream_stamps = [messages.to_time(stamp) for stamp in committed.stamps.values()]
         if with_tokens:
             message.tokens = summary.tokens.ravel().tolist()
         self._memory_state.publish(message)

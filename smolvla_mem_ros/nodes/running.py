@@ -67,6 +67,7 @@ def run_node(make_node: Callable[[], Node], args: list[str] | None = None) -> No
             executor.spin_once(timeout_sec=0.1)
             code = getattr(node, "exit_code", 0)
         node.close()
+        code = code or getattr(node, "exit_code", 0)
         executor.shutdown(timeout_sec=0)
         node.destroy_node()
     # Everything is closed; unloading torch, or waiting for an inference, would take seconds more.

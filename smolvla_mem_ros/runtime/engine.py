@@ -80,7 +80,7 @@ class Engine:
         """Infer once on blank input, so that the first real chunk is not the slow one."""
         images = {c.key: np.zeros((480, 640, 3), np.uint8) for c in self._contract.cameras}
         state = np.zeros(len(self._contract.joints), np.float32)
-        self.infer(Observation(0, 0, images, state, "warm up"), None, 0, 0)
+        self.infer(Observation(0, {}, images, state, "warm up"), None, 0, 0)
 
     def _noise(self, episode_id: int, step: int) -> torch.Tensor:
         config = self._checkpoint.config

@@ -26,17 +26,22 @@ class Observation:
 
     Args:
         stamp: nanoseconds, of the joint state: the time from which the chunk's actions count.
-        oldest: nanoseconds, stamp of the oldest stream in it.
+        stamps: {stream: nanoseconds} of all that it was made of.
         images: {feature key: (H, W, 3) uint8 RGB}.
         state: (D,) float32 in the checkpoint's units.
         task: language instruction.
     """
 
     stamp: int
-    oldest: int
+    stamps: dict[str, int]
     images: dict[str, np.ndarray]
     state: np.ndarray
     task: str
+
+    @property
+    def oldest(self) -> int:
+        """Nanoseconds, stamp of the oldest stream in it."""
+        return min(self.stamps.values())
 
 
 class SkipKind(StrEnum):
@@ -153,6 +158,5 @@ class ObservationBuffer:
                 missing.append(f"{camera.name}: {error}")
         if missing:
             return Skip(SkipKind.MISSING, "; ".join(missing))
-        stamps = [self._samples[stream].stamp for stream in limits]
-        state = self._samples[STATE]
-        return Observation(state.stamp, min(stamps), images, state.value, task)
+        stamps = {stream: self._samples[stream].stamp for stream in limits}
+        return Observation(stamps[STATE], stamps, images, self._samples[STATE].value, task)

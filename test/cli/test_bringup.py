@@ -41,6 +41,15 @@ def test_a_memory_task_goes_to_the_simulation_alone(calibration):
     assert "task" not in started["policy"].parameters and "task" not in started["so100"].parameters
 
 
+def test_a_recorder_runs_on_request_and_hears_the_topics_of_the_same_contract(calibration, tmp_path):
+    contract, bag = tmp_path / "contract.yaml", tmp_path / "bag"
+    contract.write_text("{}")
+    started = specs(checkpoint="somewhere", calibration=calibration, record=str(bag), contract=str(contract))
+    assert list(started) == ["recorder", "so100_sim", "so100", "policy"]
+    assert started["recorder"].parameters == {"bag": str(bag), "storage": "mcap", "contract": str(contract)}
+    assert started["recorder"].required
+
+
 def test_the_simulated_port_is_not_shared_with_another_domain_or_namespace(monkeypatch):
     monkeypatch.setenv("ROS_DOMAIN_ID", "7")
     ports = {bringup.simulated_port(""), bringup.simulated_port("left")}
@@ -112,7 +121,12 @@ def test_a_checkpoint_may_be_a_folder_or_a_hub_name(tmp_path, monkeypatch):
         ({"checkpoint": "./gone"}, r"checkpoint './gone' is not there; .*make_tiny_checkpoint ./gone"),
         ({"sim": "maybe"}, r"sim must be true or false, not 'maybe'"),
         ({"chekpoint": "c"}, r"no argument 'chekpoint'; did you mean 'checkpoint'\?"),
-        ({"record": "bag"}, r"no argument 'record'; --show-args"),
+        ({"tape": "bag"}, r"no argument 'tape'; --show-args"),
+        ({"checkpoint": "c", "record": "."}, r"record '.' is there already; name a new folder"),
+        (
+            {"checkpoint": "c", "record": "new", "record_storage": "tape"},
+            r"'tape' is not one of mcap, sqlite3",
+        ),
     ],
     ids=str,
 )

@@ -9,9 +9,9 @@ import time
 import numpy as np
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import Image, JointState
-from smolvla_mem_ros.msg import MemoryState, PolicyStatus
+from smolvla_mem_ros.msg import EpisodeEvent, MemoryState, PolicyStatus
 from smolvla_mem_ros.srv import StartEpisode
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -31,7 +31,9 @@ class Robot(Node):
         self.joint_states = self.create_publisher(JointState, "joint_states", qos_profile_sensor_data)
         self.silent: set[str] = set()
         self.positions = [0.1, -0.2, 0.3, 0.0, 0.1, 0.5]
-        self.trajectories, self.memories, self.statuses = [], [], []
+        self.trajectories, self.memories, self.statuses, self.events = [], [], [], []
+        kept = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self.create_subscription(EpisodeEvent, "policy/episode", self.events.append, kept)
         self.create_subscription(JointTrajectory, "so100/joint_trajectory", self.trajectories.append, 100)
         self.create_subscription(MemoryState, "policy/memory_state", self.memories.append, 100)
         self.create_subscription(PolicyStatus, "policy/status", self.statuses.append, 100)

@@ -104,6 +104,31 @@ def test_a_new_episode_has_a_new_id_and_an_empty_memory(running):
     assert scene.wait_for_state("running").task == "something else"
 
 
+def test_a_commit_names_the_messages_that_it_was_made_of(running):
+    memory = running.wait_for_commits(2)[-1]
+    assert memory.stream_names == ["joint_states", "front", "wrist"]
+    stamps = [from_time(t) for t in memory.stream_stamps]
+    assert stamps[0] == stamp(memory)
+    assert max(stamps) - min(stamps) < 0.2e9 and min(stamps) > 0
+    running.call("reset_memory")
+    running.spin(5, lambda: running.robot.memories[-1].step == 0)
+    assert not running.robot.memories[-1].stream_stamps
+
+
+def test_starts_resets_and_stops_are_told(running):
+    scene = running
+    answer = scene.call("start_episode", task="something else")
+    scene.call("reset_memory")
+    scene.call("stop_episode")
+    scene.call("stop_episode")
+    assert scene.spin(5, lambda: len(scene.robot.events) >= 5)
+    events = scene.robot.events[-4:]
+    assert [e.event for e in events] == ["start", "reset_memory", "stop", "stop"]
+    assert {(e.episode_id, e.task) for e in events} == {(answer.episode_id, "something else")}
+    assert stamp(events[0]) == from_time(answer.stamp) < stamp(events[1]) < stamp(events[2])
+    assert len({e.seed for e in events}) == 1
+
+
 def test_an_episode_without_a_task_is_refused(running):
     answer = running.call("start_episode", task="")
     assert not answer.success and "task is empty" in answer.message and answer.episode_id == 0

@@ -32,7 +32,7 @@ def observation(seed=0, task="sway gently"):
         f"observation.images.{c}": rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)
         for c in ("front", "wrist")
     }
-    return Observation(0, 0, images, rng.normal(0, 20, 6).astype(np.float32), task)
+    return Observation(0, {}, images, rng.normal(0, 20, 6).astype(np.float32), task)
 
 
 def test_actions_are_in_the_checkpoints_units(engine, checkpoint):
