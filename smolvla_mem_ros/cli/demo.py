@@ -37,9 +37,10 @@ from smolvla_mem_ros.cli.arguments import positive
 from smolvla_mem_ros.cli.demo_report import FILMED, Played, Recording, Run, trial_marks
 from smolvla_mem_ros.cli.processes import ProcessGroup
 from smolvla_mem_ros.msg import MemoryState, PolicyStatus
-from smolvla_mem_ros.nodes.messages import decode_raw_image, from_time, raw_stamp
+from smolvla_mem_ros.nodes.messages import decode_raw_image, from_time
 from smolvla_mem_ros.policy.checkpoint import CheckpointError, load_config
 from smolvla_mem_ros.runtime.contract import NANOSECONDS
+from smolvla_mem_ros.runtime.serialized import header_stamp
 from smolvla_mem_ros.share import share_path
 from smolvla_mem_ros.sim.demos import draw
 from smolvla_mem_ros.sim.tasks import FPS, TASKS, MemoryTask, get_task
@@ -146,7 +147,7 @@ class Observer(Node):
             self._next_picture += self._picture_period
             picture = decode_raw_image((Image, raw))
             step = max(1, picture.shape[1] // PICTURE_WIDTH)
-            self.recording.pictures.append((raw_stamp(raw) / NANOSECONDS, picture[::step, ::step]))
+            self.recording.pictures.append((header_stamp(raw) / NANOSECONDS, picture[::step, ::step]))
 
 
 class Stage:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import struct
-
 from builtin_interfaces.msg import Time
 from rclpy.serialization import deserialize_message
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
@@ -31,20 +29,6 @@ def to_trajectory(segment: TrajectorySegment) -> JointTrajectory:
         point.time_from_start.sec, point.time_from_start.nanosec = divmod(round(t * NANOSECONDS), NANOSECONDS)
         message.points.append(point)
     return message
-
-
-def raw_stamp(raw: bytes) -> int:
-    """Nanoseconds of ``header.stamp`` of a serialised message that begins with a std_msgs/Header.
-
-    CDR: four bytes of encapsulation, the second of which tells the byte order, then sec and nanosec.
-
-    Raises:
-        ValueError: the message is too short.
-    """
-    if len(raw) < 12:
-        raise ValueError(f"{len(raw)} bytes are no message with a header")
-    sec, nanosec = struct.unpack_from("<iI" if raw[1] & 1 else ">iI", raw, 4)
-    return sec * NANOSECONDS + nanosec
 
 
 def decode_raw_image(item: tuple[type, bytes]):

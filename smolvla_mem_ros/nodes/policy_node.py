@@ -28,7 +28,8 @@ from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract, ContractErro
 from smolvla_mem_ros.runtime.engine import Engine
 from smolvla_mem_ros.runtime.episode import Episode, Request, Result
 from smolvla_mem_ros.runtime.metrics import MemorySummary
-from smolvla_mem_ros.runtime.observation import Observation, ObservationBuffer, Skip
+from smolvla_mem_ros.runtime.observation import ObservationBuffer, Skip
+from smolvla_mem_ros.runtime.serialized import header_stamp
 from smolvla_mem_ros.runtime.trajectory import TrajectorySegment
 from smolvla_mem_ros.runtime.worker import InferenceWorker
 from smolvla_mem_ros.share import share_path
@@ -202,7 +203,7 @@ class PolicyNode(LifecycleNode):
 
     def _on_image(self, camera: str, kind: type, raw: bytes) -> None:
         try:
-            stamp = messages.raw_stamp(raw)
+            stamp = header_stamp(raw)
         except ValueError as error:
             self.get_logger().error(f"camera {camera}: {error}", throttle_duration_sec=2.0)
             return
@@ -239,7 +240,7 @@ class PolicyNode(LifecycleNode):
                 self._publish_command(segment)
                 observation = result.request.observation
                 self._report.command_latency.add((self._now() - observation.oldest) / NANOSECONDS)
-                self._publish_memory(before, observation)
+                self._publish_memory(before, result.request)
             elif result.error:
                 self.get_logger().error(result.error, throttle_duration_sec=2.0)
             self._report_change()
@@ -295,7 +296,7 @@ class PolicyNode(LifecycleNode):
         self._report.event(event, self._episode, self._engine.seed)
         self._publish_memory()
 
-    def _publish_memory(self, before: Memory | None = None, committed: Observation | None = None) -> None:
+    def _publish_memory(self, before: Memory | None = None, committed: Request | None = None) -> None:
         """After a commit, with the memory before it; without, after a reset."""
         summary = MemorySummary.of(self._episode.memory, before, self._engine.memory_shape)
         with_tokens = self.get_parameter("publish_memory_tokens").value

@@ -12,9 +12,9 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from smolvla_mem_ros.msg import EpisodeEvent, MemoryState, PolicyStatus
 from smolvla_mem_ros.nodes import messages
 from smolvla_mem_ros.nodes.diagnostics import diagnostic_array
-from smolvla_mem_ros.runtime.episode import Episode
+from smolvla_mem_ros.runtime.episode import Episode, Request
 from smolvla_mem_ros.runtime.metrics import LatencyWindow, MemorySummary
-from smolvla_mem_ros.runtime.observation import Observation, ObservationBuffer
+from smolvla_mem_ros.runtime.observation import ObservationBuffer
 
 # Who comes late, such as a recorder that was started at the same time, gets the latest ones at once.
 KEPT = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -48,7 +48,7 @@ class PolicyReport:
         self,
         episode: Episode,
         summary: MemorySummary,
-        committed: Observation | None = None,
+        committed: Request | None = None,
         with_tokens: bool = False,
     ) -> None:
         """Publish the memory, after ``committed`` or, with None, after a reset."""
@@ -62,10 +62,13 @@ class PolicyReport:
             cosine_distance=summary.cosine_distance.tolist(),
             last_reset=messages.to_time(episode.last_reset),
         )
-        message.header.stamp = messages.to_time(committed.stamp if committed else episode.last_reset)
+        message.header.stamp = message.last_reset
         if committed:
-            message.stream_names = list(committed.stamps)
-            message.stream_stamps = [messages.to_time(stamp) for stamp in committed.stamps.values()]
+            observation = committed.observation
+            message.header.stamp = messages.to_time(observation.stamp)
+            message.requested = messages.to_time(committed.now)
+            message.stream_names = list(observation.stamps)
+            message.stream_stamps = [messages.to_time(stamp) for stamp in observation.stamps.values()]
         if with_tokens:
             message.tokens = summary.tokens.ravel().tolist()
         self._memory_state.publish(message)

@@ -19,13 +19,14 @@ from smolvla_mem_ros.runtime.trajectory import Chunk, TrajectorySegment, hold, t
 
 @dataclass(frozen=True)
 class Request:
-    """One inference to run: the arguments of ``Engine.infer``, and the epoch its result belongs to."""
+    """One inference to run: the arguments of ``Engine.infer``, its epoch, and the tick (ns) that asked."""
 
     observation: Observation
     memory: Any
     episode_id: int
     step: int
     epoch: int
+    now: int
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Episode:
         # Keep the phase when on time; after a gap start a new one instead of catching up.
         late = now - self._due >= self._contract.control_period
         self._due = (now if late else self._due) + self._contract.memory_period
-        self._in_flight = Request(observation, self.memory, self.episode_id, self.step, self.epoch)
+        self._in_flight = Request(observation, self.memory, self.episode_id, self.step, self.epoch, now)
         return self._in_flight
 
     def accept(self, result: Result, now: int) -> TrajectorySegment | None:

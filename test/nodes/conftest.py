@@ -7,6 +7,12 @@ from pathlib import Path
 import pytest
 import rclpy
 from helpers import NodeProcess, Probe
+from rclpy.parameter import Parameter
+
+from smolvla_mem_ros.nodes.policy_node import PolicyNode
+from smolvla_mem_ros.policy.tiny import make_tiny_checkpoint
+
+from .robot import Robot, Scene
 
 
 @pytest.fixture(scope="session")
@@ -77,3 +83,32 @@ def shared_probe(make_probe):
 def transport_profile():
     """Whether images travel in the package's own shared-memory profile."""
     return "fastdds.xml" in os.environ.get("FASTDDS_DEFAULT_PROFILES_FILE", "")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    return make_tiny_checkpoint(tmp_path_factory.mktemp("policy_node") / "tiny", steps=0)
+
+
+@pytest.fixture
+def make_scene():
+    """Returns a function from parameters to a scene; ends all of them."""
+    scenes = []
+    context = rclpy.Context()
+    rclpy.init(context=context)
+
+    def make(**parameters) -> Scene:
+        overrides = [
+            Parameter(name, value=value) for name, value in {"autostart": True, **parameters}.items()
+        ]
+        policy = PolicyNode(context=context, parameter_overrides=overrides)
+        scenes.append(Scene(context, policy, Robot(context)))
+        return scenes[-1]
+
+    yield make
+    for scene in scenes:
+        scene.policy.close()
+        scene.close()
+        scene.policy.destroy_node()
+        scene.robot.destroy_node()
+    rclpy.shutdown(context=context)

@@ -30,6 +30,7 @@ class Robot(Node):
         }
         self.joint_states = self.create_publisher(JointState, "joint_states", qos_profile_sensor_data)
         self.silent: set[str] = set()
+        self.shade = lambda: 90  # of the next picture, 0 to 255
         self.positions = [0.1, -0.2, 0.3, 0.0, 0.1, 0.5]
         self.trajectories, self.memories, self.statuses, self.events = [], [], [], []
         kept = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -49,7 +50,7 @@ class Robot(Node):
         for name, publisher in self.cameras.items():
             if name not in self.silent:
                 message = Image(height=48, width=64, encoding="rgb8", step=192)
-                message.data = np.full(48 * 192, 90, np.uint8).tobytes()
+                message.data = np.full(48 * 192, self.shade(), np.uint8).tobytes()
                 message.header.stamp = now
                 publisher.publish(message)
         if "joint_states" not in self.silent:

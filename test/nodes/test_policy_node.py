@@ -10,43 +10,10 @@ import time
 
 import numpy as np
 import pytest
-import rclpy
-from rclpy.parameter import Parameter
 
 from smolvla_mem_ros.nodes.messages import from_time
-from smolvla_mem_ros.nodes.policy_node import PolicyNode
-from smolvla_mem_ros.policy.tiny import make_tiny_checkpoint
 
-from .robot import JOINTS, Robot, Scene, stamp
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory):
-    return make_tiny_checkpoint(tmp_path_factory.mktemp("policy_node") / "tiny", steps=0)
-
-
-@pytest.fixture
-def make_scene():
-    """Returns a function from parameters to a scene; ends all of them."""
-    scenes = []
-    context = rclpy.Context()
-    rclpy.init(context=context)
-
-    def make(**parameters) -> Scene:
-        overrides = [
-            Parameter(name, value=value) for name, value in {"autostart": True, **parameters}.items()
-        ]
-        policy = PolicyNode(context=context, parameter_overrides=overrides)
-        scenes.append(Scene(context, policy, Robot(context)))
-        return scenes[-1]
-
-    yield make
-    for scene in scenes:
-        scene.policy.close()
-        scene.close()
-        scene.policy.destroy_node()
-        scene.robot.destroy_node()
-    rclpy.shutdown(context=context)
+from .robot import JOINTS, Scene, stamp
 
 
 @pytest.fixture
@@ -110,6 +77,7 @@ def test_a_commit_names_the_messages_that_it_was_made_of(running):
     stamps = [from_time(t) for t in memory.stream_stamps]
     assert stamps[0] == stamp(memory)
     assert max(stamps) - min(stamps) < 0.2e9 and min(stamps) > 0
+    assert 0 <= from_time(memory.requested) - stamps[0] < 0.1e9
     running.call("reset_memory")
     running.spin(5, lambda: running.robot.memories[-1].step == 0)
     assert not running.robot.memories[-1].stream_stamps

@@ -11,7 +11,7 @@ import pytest
 from smolvla_mem_ros.runtime.episode import Request
 from smolvla_mem_ros.runtime.worker import InferenceWorker
 
-REQUEST = Request(observation="seen", memory=None, episode_id=3, step=4, epoch=5)
+REQUEST = Request(observation="seen", memory=None, episode_id=3, step=4, epoch=5, now=6)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_an_exception_becomes_an_error_and_the_worker_goes_on(results):
 
     worker = InferenceWorker(infer, results.put)
     worker.submit(REQUEST)
-    worker.submit(Request(None, None, 4, 0, 0))
+    worker.submit(Request(None, None, 4, 0, 0, 0))
     failed = results.get(timeout=2)
     assert failed.actions is None and failed.error == "inference failed: no memory left"
     assert results.get(timeout=2).actions == 1

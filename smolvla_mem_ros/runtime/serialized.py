@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be read of a serialised message without its type."""
+
+from __future__ import annotations
+
+import struct
+
+from smolvla_mem_ros.runtime.contract import NANOSECONDS
+
+
+def header_stamp(raw: bytes) -> int:
+    """Nanoseconds of ``header.stamp`` of a serialised message that begins with a std_msgs/Header.
+
+    CDR: four bytes of encapsulation, the second of which tells the byte order, then sec and nanosec.
+
+    Raises:
+        ValueError: the message is too short.
+    """
+    if len(raw) < 12:
+        raise ValueError(f"{len(raw)} bytes are no message with a header")
+    sec, nanosec = struct.unpack_from("<iI" if raw[1] & 1 else ">iI", raw, 4)
+    return sec * NANOSECONDS + nanosec
