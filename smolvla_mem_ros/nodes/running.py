@@ -41,7 +41,7 @@ def ended_at_once_by_signals() -> Iterator[None]:
 def run_node(make_node: Callable[[], Node], args: list[str] | None = None) -> NoReturn:
     """Spin a node on one thread until SIGINT or SIGTERM, then ``close()`` it; ends the process.
 
-    A node ends with exit code 0, or by itself with the one that it puts into its ``exit_code``.
+    A node ends with exit code 0; by itself when it is ``finished``, or with what it puts into ``exit_code``.
     rclpy's own handlers are not used: they shut the context down before a node could say goodbye.
     """
     global _stop
@@ -63,7 +63,7 @@ def run_node(make_node: Callable[[], Node], args: list[str] | None = None) -> No
             sys.exit(1)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        while not stopping and code == 0:
+        while not stopping and code == 0 and not getattr(node, "finished", False):
             executor.spin_once(timeout_sec=0.1)
             code = getattr(node, "exit_code", 0)
         node.close()
