@@ -218,12 +218,13 @@ RECIPE = Recipe(
     all=Demos("demos_all", tuple(TASKS), 200, seed=0),
     base=Budget(steps=1200, batch_size=64),
     one_task=Budget(steps=600, batch_size=32, memory={"mem_curriculum_steps": 200}),
-    # 10 segments reach from the second flash to the second pad. With 8, nearly half of the samples that show
-    # the way there have not seen that flash, and teach to guess.
+    # As many segments as reach from the way to the pad back to the flash, which the anchor does not show.
+    # With fewer, part of the samples show a choice without its reason, and teach to guess.
     longer={
+        "LateCue2": Budget(steps=800, batch_size=32, memory={"mem_segments": 8, "mem_curriculum_steps": 200}),
         "Sequence2of3": Budget(
             steps=1500, batch_size=32, memory={"mem_segments": 10, "mem_curriculum_steps": 200}
-        )
+        ),
     },
     first="Sequence2of3",
     all_tasks=Budget(steps=2000, batch_size=32, memory={"mem_segments": 10}),

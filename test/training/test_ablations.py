@@ -22,7 +22,8 @@ LATE = ("LateCue2",)
 
 def test_studies_share_the_runs_that_they_have_in_common():
     studies = plan(RECIPE)
-    usual, memory = studies["main"]["memory", LATE, 0], {**RECIPE.memory, **RECIPE.one_task.memory}
+    usual = studies["main"]["memory", LATE, 0]
+    memory = {**RECIPE.memory, **usual.training.budget.memory}
     shared = 0
     for study in set(studies) - {"main", "oracle", "delay"}:
         for variant in STUDIES[study].variants:

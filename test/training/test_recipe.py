@@ -39,7 +39,7 @@ def policy_understood(arguments):
 
 @pytest.mark.parametrize("label", ["memory", "no memory"])
 def test_lerobot_reads_what_the_recipe_says(label):
-    training = plan(RECIPE)["main"][label, ("LateCue2",), 2].training
+    training = plan(RECIPE)["main"][label, ("TakeItBack3",), 2].training
     config = understood(training.arguments(Path("work")))
     budget, memory = RECIPE.one_task, {**RECIPE.memory, **RECIPE.one_task.memory}
     assert (config.steps, config.batch_size, config.seed) == (budget.steps, budget.batch_size, 2)
@@ -48,7 +48,7 @@ def test_lerobot_reads_what_the_recipe_says(label):
     assert str(config.policy.pretrained_path) == "work/base/checkpoints/last/pretrained_model"
     assert config.policy.vlm_model_name == "work/backbone"
     assert config.dataset.root == "work/demos_all"
-    assert config.dataset.episodes == list(range(2, RECIPE.all.total, 6))
+    assert config.dataset.episodes == list(range(3, RECIPE.all.total, 6))
     assert config.output_dir == training.output(Path("work"))
     assert config.policy.type == ("smolvla_mem" if label == "memory" else "smolvla")
     if label == "memory":
@@ -70,7 +70,7 @@ def test_each_variant_of_a_study_changes_one_field_of_the_memory(study):
         ((field, value),) = variant.memory.items()
         training = plan(RECIPE)[study][variant.label, ("LateCue2",), 0].training
         changed = set(training.identity) ^ set(usual.identity)
-        if value == {**RECIPE.memory, **RECIPE.one_task.memory}[field]:
+        if value == {**RECIPE.memory, **usual.budget.memory}[field]:
             assert training == usual
         else:
             names = {argument.split("=")[0] for argument in changed}
@@ -91,7 +91,7 @@ def test_memory_and_baseline_differ_in_nothing_but_the_memory(tasks):
 
 def test_a_budget_may_set_options_and_memory_of_its_own():
     budget = Budget(7, 3, {"policy.optimizer_lr": 0.5}, {"mem_segments": 9})
-    mine = replace(RECIPE, one_task=budget)
+    mine = replace(RECIPE, one_task=budget, longer={})
     arguments = mine.training(("LateCue2",), 0, {"num_mem_tokens": 2}).arguments()
     assert {"--steps=7", "--batch_size=3"} <= set(arguments)
     policy = policy_understood(arguments)
