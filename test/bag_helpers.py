@@ -30,13 +30,14 @@ class Maker:
         time = self.store.types["builtin_interfaces/msg/Time"](*divmod(stamp, 10**9))
         return self.store.types["std_msgs/msg/Header"](time, "")
 
-    def raw(self, topic, stamp, number=0):
+    def raw(self, topic, stamp, number=0, size=(4, 6)):
         types, header, empty = self.store.types, self.header(stamp), np.zeros(0)
         if topic == JOINT_STATES:
             message = types[KINDS[topic]](header, ["a", "b"], np.array([number, 2.0]), empty, empty)
         elif topic == IMAGES:
-            pixels = np.full(4 * 6 * 3, number % 256, np.uint8)
-            message = types[KINDS[topic]](header, 4, 6, "rgb8", 0, 18, pixels)
+            height, width = size
+            pixels = np.full(height * width * 3, number % 256, np.uint8)
+            message = types[KINDS[topic]](header, height, width, "rgb8", 0, width * 3, pixels)
         else:
             message = types[KINDS[topic]](header, "start", number, "press the pad", 7)
         return bytes(self.store.serialize_cdr(message, KINDS[topic]))
@@ -67,7 +68,9 @@ class Maker:
         return bytes(self.store.serialize_cdr(message, kind))
 
 
-def write_run(folder, maker, seconds, events=(), silent=(), commands=(), offset=0, camera_offset=0):
+def write_run(
+    folder, maker, seconds, events=(), silent=(), commands=(), offset=0, camera_offset=0, size=(4, 6)
+):
     """A robot's bag: cameras at 15 Hz and joint states at 50 Hz, from START on.
 
     Args:
@@ -87,7 +90,7 @@ def write_run(folder, maker, seconds, events=(), silent=(), commands=(), offset=
             entries.append((received, JOINT_STATES, maker.robot_state(stamp, [at / 10, 0, 0, 0, 0, 0.5])))
         if step % 10 == 0:
             seen = received - round(camera_offset * 1e9)
-            entries += [(received, topic, maker.raw(IMAGES, seen, step)) for topic in (IMAGES, WRIST)]
+            entries += [(received, topic, maker.raw(IMAGES, seen, step, size)) for topic in (IMAGES, WRIST)]
     for at, event, number, task in events:
         stamp = START + round(at * 1e9)
         entries.append((stamp + 1_000_000, EVENTS, maker.event(stamp, event, number, task)))

@@ -30,7 +30,7 @@ class Target:
 
     def at(self, times: np.ndarray) -> np.ndarray:
         """(N, D) radians at ``times`` (N,) ns; NaN where nothing is known."""
-        return self._commanded(times) if self._commands else _between(times, self._times, self._positions)
+        return self._commanded(times) if self._commands else between(times, self._times, self._positions)
 
     def _commanded(self, times: np.ndarray) -> np.ndarray:
         joints = self._commands[0][2].shape[1]
@@ -41,11 +41,11 @@ class Target:
             _, points, positions = self._commands[number]
             # Beyond its end a trajectory says nothing; before its first point the arm is on its way there.
             within = rows & (times <= points[-1])
-            found[within] = _between(np.maximum(times[within], points[0]), points, positions)
+            found[within] = between(np.maximum(times[within], points[0]), points, positions)
         return found
 
 
-def _between(times: np.ndarray, known: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def between(times: np.ndarray, known: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Linear interpolation; NaN outside."""
     if not len(known):
         return np.full((len(times), positions.shape[1] if positions.ndim == 2 else 0), np.nan)

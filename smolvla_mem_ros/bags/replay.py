@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -99,6 +99,13 @@ class Reference:
     commands: list[tuple[int, np.ndarray, np.ndarray]] = field(default_factory=list)
 
 
+class Policy(Protocol):
+    """What a replay asks."""
+
+    def infer(self, request: Request, played: Played) -> Result:
+        """The result whose memory the Episode is to carry; what else came of it may go into ``played``."""
+
+
 class Modes:
     """Runs each request in every mode, with the same noise.
 
@@ -164,7 +171,7 @@ class Replay:
         bag: Bag,
         contract: Contract,
         topics: Topics,
-        modes: Modes,
+        policy: Policy,
         *,
         spans: Sequence[Span] | None = None,
         gap: float = 1.0,
@@ -178,7 +185,7 @@ class Replay:
             raise BagError(
                 f"{bag.path} does not tell when its policy inferred, and on what; use --ticks clock"
             )
-        self._bag, self._contract, self._topics, self._modes = bag, contract, topics, modes
+        self._bag, self._contract, self._topics, self._policy = bag, contract, topics, policy
         self._spans = None if spans is None else deque(sorted(spans, key=lambda s: s.start))
         self._gap, self._task, self._recorded, self._progress = gap, task, recorded_ticks, progress
         self.clocks = {stream: StreamClock() for stream in contract.streams}
@@ -197,6 +204,11 @@ class Replay:
         return self._episode.counters
 
     def run(self) -> None:
+        for _ in self.steps():
+            pass
+
+    def steps(self) -> Iterator[None]:
+        """The same, message by message."""
         for message in self._bag.messages(self._topics.all):
             self._advance(message.stamp)
             try:
@@ -205,6 +217,7 @@ class Replay:
                 self.unused[str(error)] += 1
             self._last = message.stamp
             self._progress(message.stamp)
+            yield
         self._end(self._last)
 
     # The clock ----------------------------------------------------------------------------------
@@ -253,7 +266,7 @@ class Replay:
             streams = sorted({part.split(":")[0].strip() for part in due.reason.split(";")})
             played.skips[f"{due.kind}: {', '.join(streams)}"] += 1
         elif isinstance(due, Request):
-            self._episode.accept(self._modes.infer(due, played), now)
+            self._episode.accept(self._policy.infer(due, played), now)
 
     def _start(self, now: int, task: str) -> None:
         if not task:

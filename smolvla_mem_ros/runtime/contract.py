@@ -7,9 +7,11 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
+from lerobot.configs import FeatureType, PolicyFeature
 
 from smolvla_mem_ros.policy.configuration_smolvla_mem import SmolVLAMemConfig
 from smolvla_mem_ros.units import JointUnits
@@ -96,11 +98,35 @@ def load_contract(path: str | Path, config: SmolVLAMemConfig) -> Contract:
     Raises:
         ContractError: the file is unreadable, an entry is wrong, or the two do not fit.
     """
+    return make_contract(_read(path), config, str(path))
+
+
+def contract_alone(path: str | Path) -> Contract:
+    """A contract file with no checkpoint to hold it against, for data that a policy is yet to be trained on.
+
+    Raises:
+        ContractError: the file is unreadable, or an entry is wrong.
+    """
+    entries = _read(path)
+    listed = entries if isinstance(entries, Mapping) else {}
+    cameras, joints = listed.get("cameras"), listed.get("joints")
+    size = len(joints) if isinstance(joints, list) else 0
+    feature = PolicyFeature(FeatureType.STATE, (size,))
+    config = SimpleNamespace(
+        image_features=dict.fromkeys(map(str, cameras)) if isinstance(cameras, Mapping) else {},
+        robot_state_feature=feature,
+        action_feature=feature,
+        chunk_size=2,
+        n_action_steps=1,
+    )
+    return make_contract(entries, config, str(path))
+
+
+def _read(path: str | Path) -> Any:
     try:
-        entries = yaml.safe_load(Path(path).read_text())
+        return yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ContractError(f"contract {path} cannot be read: {error}") from error
-    return make_contract(entries, config, str(path))
 
 
 def make_contract(entries: Any, config: SmolVLAMemConfig, source: str = "contract") -> Contract:
