@@ -14,8 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
+from smolvla_mem_ros.cli.bag_progress import bag_progress
 from smolvla_mem_ros.share import share_path
 
 LEDGER = "bags.json"
@@ -126,12 +125,11 @@ def _add(path: Path, contract, args: argparse.Namespace, done: int) -> dict:
     with Bag(path, args.salvage) as bag:
         if bag.span is None:
             raise ValueError(f"{path} holds no message")
-        begin, end = bag.span
         dataset, episode = None, 0
-        with tqdm(total=round((end - begin) / 1e9, 1), unit="s", desc=path.name) as bar:
+        with bag_progress(bag.span, path.name) as progress:
             framer = Framer(
                 bag, contract, gap=args.gap, task=args.task, max_gap=args.max_gap,
-                progress=lambda now: bar.update((now - begin) / 1e9 - bar.n),
+                progress=progress,
             )  # fmt: skip
             try:
                 for frame in framer.frames():

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tqdm import tqdm
 
+from smolvla_mem_ros.cli.bag_progress import bag_progress
 from smolvla_mem_ros.share import share_path
 
 CHECKPOINT, CONTRACT = "config/checkpoints/demo", "config/memory_tasks.yaml"
@@ -173,8 +173,7 @@ def _replay(bag, checkpoint: str, contract_path: Path, spans, args: argparse.Nam
     engines = {name: Engine(each, contract, seed) for name, each in loaded.items()}
     for engine in engines.values():
         engine.warm_up()
-    begin, end = bag.span
-    with tqdm(total=round((end - begin) / 1e9, 1), unit="s", desc=Path(checkpoint).name) as bar:
+    with bag_progress(bag.span, Path(checkpoint).name) as progress:
         replay = Replay(
             bag,
             contract,
@@ -184,7 +183,7 @@ def _replay(bag, checkpoint: str, contract_path: Path, spans, args: argparse.Nam
             gap=args.gap,
             task=args.task,
             recorded_ticks=args.ticks == "recorded",
-            progress=lambda now: bar.update((now - begin) / 1e9 - bar.n),
+            progress=progress,
         )
         replay.run()
     if not replay.played:

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from smolvla_mem_ros.bags.bag import Bag
 from smolvla_mem_ros.bags.inspection import inspect, propose
 from smolvla_mem_ros.bags.storage import BagError
+from smolvla_mem_ros.cli.bag_progress import bag_progress
 from smolvla_mem_ros.evaluation.report import aligned
 from smolvla_mem_ros.policy.checkpoint import CheckpointError, load_config
 
@@ -44,9 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise OSError(f"{args.contract} is there already; name a new file")
         with Bag(args.bag, args.salvage) as bag:
             begin, end = bag.span or (0, 0)
-            total = round((end - begin) / 1e9, 1)
-            with tqdm(total=total, unit="s", leave=False) as bar:
-                inspection = inspect(bag, lambda now: bar.update((now - begin) / 1e9 - bar.n))
+            with bag_progress((begin, end), args.bag.name) as progress:
+                inspection = inspect(bag, progress)
             print(f"{args.bag}: {(end - begin) / 1e9:.1f} s, {bag.count} messages\n")
             print(*aligned(_rows(bag, inspection)), "", sep="\n")
             for problem in [*bag.problems, *(f"{n} x {what}" for what, n in inspection.problems.items())]:

@@ -57,6 +57,8 @@ def record(start_node, probe, tmp_path, robot):
         node = start_node("recorder", {"bag": tmp_path / name, **parameters})
         node.wait_for("recording into")
         probe.spin_until(lambda: all(p.get_subscription_count() for p in robot.publishers))
+        # A publisher may know its subscriber before that one knows the publisher.
+        probe.spin(2.0)
         return node, tmp_path / name
 
     return start
