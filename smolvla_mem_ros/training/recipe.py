@@ -221,7 +221,9 @@ RECIPE = Recipe(
     # As many segments as reach from the way to the pad back to the flash, which the anchor does not show.
     # With fewer, part of the samples show a choice without its reason, and teach to guess.
     longer={
-        "LateCue2": Budget(steps=1200, batch_size=32, memory={"mem_segments": 8, "mem_curriculum_steps": 200}),
+        "LateCue2": Budget(
+            steps=1200, batch_size=32, memory={"mem_segments": 8, "mem_curriculum_steps": 200}
+        ),
         "Sequence2of3": Budget(
             steps=1500, batch_size=32, memory={"mem_segments": 10, "mem_curriculum_steps": 200}
         ),
