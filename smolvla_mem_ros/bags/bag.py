@@ -16,7 +16,6 @@ from typing import Any, Self
 import yaml
 import zstandard
 from rosbags.typesys import TypesysError, get_types_from_msg
-from rosbags.typesys.store import Typestore
 
 from smolvla_mem_ros.bags.mcap_file import BROKEN, McapFile, decompress
 from smolvla_mem_ros.bags.sqlite_file import SqliteFile
@@ -62,10 +61,12 @@ class Bag:
         self.path = Path(path).expanduser()
         self._salvage = salvage
         self._own_problems: list[str] = []
+        self._files: list[Storage] = []
         self._stack = ExitStack()
         try:
             files, self._compression = self._find_files()
-            self._files: list[Storage] = [file for path in files if (file := self._open(path))]
+            for path in files:
+                self._open(path)
             if not self._files:
                 raise BagError(f"no file of {self.path} can be read: {'; '.join(self.problems)}")
             self.topics = self._merge_topics()
@@ -88,7 +89,7 @@ class Bag:
 
     @property
     def problems(self) -> list[str]:
-        return [*self._own_problems, *(problem for file in self._opened for problem in file.problems)]
+        return [*self._own_problems, *(problem for file in self._files for problem in file.problems)]
 
     @property
     def span(self) -> tuple[int, int] | None:
@@ -151,16 +152,10 @@ class Bag:
             raise BagError(f"{topic.name}: {error}; and the bag holds no definition") from error
         self._known.add(topic.kind)
 
-    @property
-    def typestore(self) -> Typestore:
-        """Of the types that were decoded so far, and ROS's own."""
-        return self._store
-
     # Opening ------------------------------------------------------------------------------------
 
     def _find_files(self) -> tuple[list[Path], str]:
         """The files in their order, and the compression: "file", "message" or ""."""
-        self._opened: list[Storage] = []
         if not self.path.exists():
             raise BagError(f"{self.path} is not there")
         if not self.path.is_dir():
@@ -203,7 +198,7 @@ class Bag:
             raise BagError(f"{self.path} {missed}; copy the whole folder, or --salvage reads what is there")
         return files, mode if mode == "message" else ""
 
-    def _open(self, path: Path) -> Storage | None:
+    def _open(self, path: Path) -> None:
         try:
             if path.suffix == ".zstd":
                 path = self._unpack(path)
@@ -215,10 +210,9 @@ class Bag:
             if not self._salvage:
                 raise
             self._own_problems.append(str(error))
-            return None
+            return
         self._stack.callback(file.close)
-        self._opened.append(file)
-        return file
+        self._files.append(file)
 
     def _unpack(self, path: Path) -> Path:
         """A file that was compressed as a whole, in a temporary folder."""

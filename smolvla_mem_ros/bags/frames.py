@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -157,10 +158,10 @@ class Framer:
         at = now + self._contract.control_period
         if not reference.stamps or reference.stamps[-1] < at:
             return None
-        known = slice(max(0, len(reference.stamps) - 500), None)
-        positions = between(
-            np.array([at]), np.array(reference.stamps[known]), np.array(reference.positions[known])
-        )[0]
+        after = bisect_left(reference.stamps, at)
+        near = slice(max(0, after - 1), after + 1)
+        known = np.array(reference.stamps[near]), np.array(reference.positions[near])
+        positions = between(np.array([at]), *known)[0]
         return None if np.isnan(positions).any() else positions
 
 

@@ -15,7 +15,7 @@ from smolvla_mem_ros.bags.storage import BagError
 from smolvla_mem_ros.bags.streams import IMAGES, KINDS, StreamClock
 from smolvla_mem_ros.runtime.images import ImageError, decode_image
 from smolvla_mem_ros.runtime.observation import STATE
-from smolvla_mem_ros.runtime.serialized import header_stamp
+from smolvla_mem_ros.runtime.stamps import header_stamp
 
 # Parts of a topic's name that do not tell one camera from another.
 COMMON = re.compile(r"^(image|image_raw|image_rect|raw|rgb|color|compressed|camera|cam|usb_cam|sensors?)$")

@@ -13,7 +13,7 @@ import numpy as np
 
 from smolvla_mem_ros.bags.bag import Bag, Message
 from smolvla_mem_ros.bags.storage import BagError
-from smolvla_mem_ros.bags.streams import StreamClock, Topics, time_of
+from smolvla_mem_ros.bags.streams import StreamClock, Topics
 from smolvla_mem_ros.policy.memory import Memory
 from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract
 from smolvla_mem_ros.runtime.engine import Engine, EngineError
@@ -21,7 +21,7 @@ from smolvla_mem_ros.runtime.episode import Episode, Request, Result
 from smolvla_mem_ros.runtime.images import ImageError, decode_image
 from smolvla_mem_ros.runtime.metrics import MemorySummary
 from smolvla_mem_ros.runtime.observation import STATE, ObservationBuffer, Skip
-from smolvla_mem_ros.runtime.serialized import header_stamp
+from smolvla_mem_ros.runtime.stamps import from_time, header_stamp
 
 # on: the memory goes from inference to inference.  off: the model without its memory blocks.
 # reset_every_step: an empty memory for each.  stale: what was left by the episode before, as if nobody had
@@ -301,7 +301,7 @@ class Replay:
             self._start(message.stamp, self._task)
         if stream == STATE:
             decoded = self._decoded(message)
-            stamp = self.clocks[stream].note(time_of(decoded.header.stamp), message.stamp)
+            stamp = self.clocks[stream].note(from_time(decoded.header.stamp), message.stamp)
             if problem := self._put_state(stamp, decoded):
                 raise Unused(f"joint state: {problem}")
         else:
@@ -331,18 +331,18 @@ class Replay:
         if not decoded.points or any(joint not in names for joint in self._contract.joints):
             return
         order = [names.index(joint) for joint in self._contract.joints]
-        begin = time_of(decoded.header.stamp)
+        begin = from_time(decoded.header.stamp)
         if abs(message.stamp - begin) > KEEP * NANOSECONDS:
             begin = message.stamp
         if any(len(point.positions) != len(names) for point in decoded.points):
             raise Unused("command: a point has not one position for each joint")
-        times = np.array([begin + time_of_duration(point.time_from_start) for point in decoded.points])
+        times = np.array([begin + from_time(point.time_from_start) for point in decoded.points])
         positions = np.array([np.asarray(point.positions)[order] for point in decoded.points])
         # A trajectory counts from when it is there, even if it is stamped earlier.
         self.reference.commands.append((max(begin, message.stamp), times, positions))
 
     def _take_event(self, event: Any) -> None:
-        now = time_of(event.header.stamp)
+        now = from_time(event.header.stamp)
         if event.event == "start":
             self._start(now, event.task or self._task)
             # Noise depends on the number of the episode: the live one's, for the same chunks.
@@ -356,7 +356,7 @@ class Replay:
 
     def _repeat(self, commit: Any) -> None:
         """Infer as the live policy did when it wrote this memory."""
-        used = dict(zip(commit.stream_names, map(time_of, commit.stream_stamps), strict=True))
+        used = dict(zip(commit.stream_names, map(from_time, commit.stream_stamps), strict=True))
         if not used or not self._episode.running:
             return
         buffer = ObservationBuffer(self._contract, self._decode)
@@ -369,7 +369,7 @@ class Replay:
                 buffer.put_image(stream, stamp, message)
         self._buffer, kept = buffer, self._buffer
         try:
-            self._tick(time_of(commit.requested))
+            self._tick(from_time(commit.requested))
         finally:
             self._buffer = kept
 
@@ -385,8 +385,3 @@ class Replay:
             return np.require(decode_image(self._bag.decode(message)), requirements="W")
         except BagError as error:
             raise ImageError(str(error)) from error
-
-
-def time_of_duration(duration: Any) -> int:
-    """Nanoseconds of a builtin_interfaces/Duration."""
-    return duration.sec * NANOSECONDS + duration.nanosec

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from smolvla_mem_ros.bags.measures import Target, errors
-from smolvla_mem_ros.bags.replay import Inference, Played, Reference
-from smolvla_mem_ros.evaluation.report import aligned
+from smolvla_mem_ros.bags.measures import Target
+from smolvla_mem_ros.bags.replay import Inference, Played
+from smolvla_mem_ros.evaluation.report import aligned, markdown
 from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract
 
 COLOURS = {"on": "#1f77b4", "off": "#d9a441", "reset_every_step": "#c26d3f", "stale": "#a05195"}
@@ -59,11 +59,8 @@ def table(results: Mapping[str, Any]) -> str:
     for name, one in results["checkpoints"].items():
         inferences = sum(e["inferences"] for e in one["episodes"])
         lines.append(f"{name}: {len(one['episodes'])} episodes, {inferences} inferences{_skips(one)}")
-    streams = [["stream", "messages", "rate", "longest gap", "delay", "clock problems"]]
-    streams += [_stream(name, s) for name, s in results["streams"].items()]
-    lines += ["", *aligned(streams)]
-    problems = [*bag["problems"], *(f"{count} x {what}" for what, count in results["unused"].items())]
-    return "\n".join([*lines, *(f"not used: {problem}" for problem in problems)])
+    lines += ["", *aligned(stream_rows(results))]
+    return "\n".join([*lines, *(f"not used: {problem}" for problem in problems(results))])
 
 
 def page(results: Mapping[str, Any], pictures: Sequence[str]) -> str:
@@ -99,13 +96,26 @@ def page(results: Mapping[str, Any], pictures: Sequence[str]) -> str:
             for joint in next(iter(one["modes"].values()))["error"]["per_joint_deg"]
         ]
         parts += [f"## {name}", _markdown(rows), "Mean error of each joint:", _markdown(joints)]
-    streams = [["stream", "messages", "rate", "longest gap", "delay", "clock problems"]]
-    parts += ["## Streams", _markdown([*streams, *(_stream(n, s) for n, s in results["streams"].items())])]
-    problems = [*bag["problems"], *(f"{count} x {what}" for what, count in results["unused"].items())]
-    if problems:
-        parts += ["Not used:", "\n".join(f"* {problem}" for problem in problems)]
+    parts += ["## Streams", _markdown(stream_rows(results))]
+    if left_out := problems(results):
+        parts += ["Not used:", "\n".join(f"* {problem}" for problem in left_out)]
     parts += [f"![{picture}]({picture})" for picture in pictures]
     return "\n\n".join(parts) + "\n"
+
+
+def problems(results: Mapping[str, Any]) -> list[str]:
+    """What of the bag was not used, in words."""
+    return [*results["bag"]["problems"], *(f"{n} x {what}" for what, n in results["unused"].items())]
+
+
+def stream_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """A header, then a row for each stream of the contract."""
+    header = ["stream", "messages", "rate", "longest gap", "delay", "clock problems"]
+    return [header, *(_stream(name, s) for name, s in results["streams"].items())]
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    return markdown(rows[0], rows[1:])
 
 
 def _skips(one: Mapping[str, Any]) -> str:
@@ -135,21 +145,15 @@ def _number(value: float | None, form: str, unit: str = "") -> str:
     return "-" if value is None else f"{value:{form}}{unit}"
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 # Pictures -------------------------------------------------------------------------------------------
 
 
 def draw_predictions(
-    played: Sequence[Played], reference: Reference, contract: Contract, mode: str, file: Path
+    played: Sequence[Played], target: Target, contract: Contract, mode: str, file: Path
 ) -> None:
     """Chunks against what was recorded, joint by joint, in the episode with the most inferences."""
     episode = max(played, key=lambda p: len(p.inferences.get(mode, ())))
     inferences = episode.inferences.get(mode, [])
-    target = Target(reference)
     begin, end = episode.start, min(episode.end, episode.start + round(SHOWN * NANOSECONDS))
     times = np.arange(begin, max(end, begin + 1), contract.control_period // 2)
     known = np.degrees(target.at(times))
@@ -175,17 +179,21 @@ def draw_predictions(
     figure.savefig(file, dpi=110)
 
 
-def draw_errors(played: Sequence[Played], reference: Reference, contract: Contract, file: Path) -> None:
-    """Mean error of each chunk over time, and over the horizon."""
-    target = Target(reference)
+def draw_errors(
+    played: Sequence[Played], errors: Mapping[str, Sequence[np.ndarray]], contract: Contract, file: Path
+) -> None:
+    """Mean error of each chunk over time, and over the horizon.
+
+    Args:
+        errors: mode -> (N, T, D) degrees of each episode's inferences.
+    """
     figure = _figure(10, 3.6)
     over_time, over_horizon = figure.subplots(1, 2, width_ratios=[3, 1])
     begin = played[0].start
-    for mode in dict.fromkeys(mode for p in played for mode in p.inferences):
+    for mode, each in errors.items():
         all_errors, label = [], f"memory {mode}"
-        for p in played:
+        for p, error in zip(played, each, strict=True):
             inferences = p.inferences.get(mode, [])
-            error = errors(inferences, target, contract)
             if len(error) and np.isfinite(error).any():
                 times = [(i.stamp - begin) / NANOSECONDS for i in inferences]
                 over_time.plot(

@@ -144,8 +144,3 @@ class StreamClock:
             "stamped_backwards": self.backwards,
             "stamped_by_another_clock": self.foreign,
         }
-
-
-def time_of(stamp: Any) -> int:
-    """Nanoseconds of a builtin_interfaces/Time."""
-    return stamp.sec * NANOSECONDS + stamp.nanosec

@@ -37,10 +37,10 @@ from smolvla_mem_ros.cli.arguments import positive
 from smolvla_mem_ros.cli.demo_report import FILMED, Played, Recording, Run, trial_marks
 from smolvla_mem_ros.cli.processes import ProcessGroup
 from smolvla_mem_ros.msg import MemoryState, PolicyStatus
-from smolvla_mem_ros.nodes.messages import decode_raw_image, from_time
+from smolvla_mem_ros.nodes.messages import decode_raw_image
 from smolvla_mem_ros.policy.checkpoint import CheckpointError, load_config
 from smolvla_mem_ros.runtime.contract import NANOSECONDS
-from smolvla_mem_ros.runtime.serialized import header_stamp
+from smolvla_mem_ros.runtime.stamps import from_time, header_stamp
 from smolvla_mem_ros.share import share_path
 from smolvla_mem_ros.sim.demos import draw
 from smolvla_mem_ros.sim.tasks import FPS, TASKS, MemoryTask, get_task

@@ -12,8 +12,8 @@ import numpy as np
 from trajectory_msgs.msg import JointTrajectory
 
 from smolvla_mem_ros.msg import MemoryState, PolicyStatus
-from smolvla_mem_ros.nodes.messages import from_time
 from smolvla_mem_ros.runtime.contract import NANOSECONDS
+from smolvla_mem_ros.runtime.stamps import from_time
 from smolvla_mem_ros.sim.tasks import FPS, MemoryTask, Trial
 
 FILMED = 4  # episodes of which pictures are shown

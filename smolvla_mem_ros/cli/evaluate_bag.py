@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from smolvla_mem_ros.cli.bag_progress import bag_progress
@@ -81,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.modes = list(dict.fromkeys(args.memory.split(",")))
     if unknown := set(args.modes) - set(MODES):
         parser.error(f"--memory: there is no {min(unknown)!r}; there are {', '.join(MODES)}")
+    if args.compare and args.compare[0] == args.compare[1]:
+        parser.error("--compare: name two different checkpoints")
     if not args.gap > 0:
         parser.error("--gap must be more than 0")
     try:
@@ -120,7 +123,7 @@ def evaluate(args: argparse.Namespace) -> int:
             "messages": count,
             "problems": problems,
         },
-        "target": first["target"],
+        "target": first["target"].kind,
         "checkpoints": {name: run["results"] for name, run in runs.items()},
         "streams": {stream: clock.summary() for stream, clock in first["replay"].clocks.items()},
         "unused": dict(sorted(first["replay"].unused.items())),
@@ -189,19 +192,20 @@ def _replay(bag, checkpoint: str, contract_path: Path, spans, args: argparse.Nam
     if not replay.played:
         raise ValueError(f"{bag.path} holds no episode; name some with --episodes FILE")
     target = measures.Target(replay.reference)
-    modes = {}
+    modes, errors = {}, {}
     for mode in args.modes:
         episodes = [p.inferences.get(mode, []) for p in replay.played]
-        inferences = [i for episode in episodes for i in episode]
+        errors[mode] = [measures.errors(episode, target, contract) for episode in episodes]
         modes[mode] = {
-            "error": measures.error_summary(measures.errors(inferences, target, contract), contract),
+            "error": measures.error_summary(np.concatenate(errors[mode]), contract),
             "smoothness": measures.smoothness(episodes, contract),
-            "memory": measures.memory_summary(inferences),
+            "memory": measures.memory_summary([i for episode in episodes for i in episode]),
         }
     return {
         "replay": replay,
         "contract": contract,
-        "target": target.kind,
+        "target": target,
+        "errors": errors,
         "device": next(iter(loaded.values())).config.device,
         "timing": {mode: measures.timing(replay.played, mode) for mode in args.modes},
         "results": {
@@ -210,14 +214,15 @@ def _replay(bag, checkpoint: str, contract_path: Path, spans, args: argparse.Nam
             "control_hz": contract.fps,
             "n_action_steps": contract.n_action_steps,
             "modes": modes,
-            "episodes": [_episode(p, target, contract, args.modes) for p in replay.played],
+            "episodes": [
+                _episode(p, {m: measures.error_summary(e[i], contract) for m, e in errors.items()})
+                for i, p in enumerate(replay.played)
+            ],
         },
     }
 
 
-def _episode(played, target, contract, modes: Sequence[str]) -> dict[str, Any]:
-    from smolvla_mem_ros.bags import measures
-
+def _episode(played, modes: dict[str, Any]) -> dict[str, Any]:
     return {
         "number": played.number,
         "task": played.task,
@@ -227,12 +232,7 @@ def _episode(played, target, contract, modes: Sequence[str]) -> dict[str, Any]:
         "resets": len(played.resets),
         "skipped": dict(sorted(played.skips.items())),
         "failures": played.failures,
-        "modes": {
-            mode: measures.error_summary(
-                measures.errors(played.inferences.get(mode, []), target, contract), contract
-            )
-            for mode in modes
-        },
+        "modes": modes,
     }
 
 
@@ -273,11 +273,10 @@ def _spans(file: Path, begin: int):
 def _draw(run: dict[str, Any], output: Path, prefix: str, modes: Sequence[str]) -> list[str]:
     from smolvla_mem_ros.bags import report
 
-    replay, contract = run["replay"], run["contract"]
-    played = [p for p in replay.played if p.inferences]
+    played, contract = run["replay"].played, run["contract"]
     names = [f"{prefix}predictions.png", f"{prefix}error.png"]
-    report.draw_predictions(played, replay.reference, contract, modes[0], output / names[0])
-    report.draw_errors(played, replay.reference, contract, output / names[1])
+    report.draw_predictions(played, run["target"], contract, modes[0], output / names[0])
+    report.draw_errors(played, run["errors"], contract, output / names[1])
     if any(i.norm.size for p in played for i in p.inferences.get(modes[0], ())):
         names.append(f"{prefix}memory.png")
         report.draw_memory(played, modes[0], output / names[2])

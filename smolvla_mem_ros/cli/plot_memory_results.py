@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from smolvla_mem_ros.evaluation.report import COLOURS, cost_rows
+from smolvla_mem_ros.evaluation.report import COLOURS, cost_rows, markdown
 from smolvla_mem_ros.evaluation.statistics import wilson
 from smolvla_mem_ros.sim.tasks import DELAYS, FPS, TASKS
 from smolvla_mem_ros.training import ablations
@@ -257,12 +257,6 @@ def table_delay(results: Results) -> str:
 
 def _seeds(rate: Rate | None) -> str:
     return ", ".join(f"{100 * share:.0f}" for share in rate.seeds) + " %" if rate else ""
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; None becomes a dash."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join('-' if c is None else str(c) for c in line)} |" for line in lines)
 
 
 def provenance(found: Mapping[str, Mapping[Key, dict]]) -> str:

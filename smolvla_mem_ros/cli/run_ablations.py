@@ -222,6 +222,7 @@ def evaluate(args: argparse.Namespace, recipe: Recipe) -> int:
         )
     stages = run.training.stages
     base, *after = (jobs.Note(training, args.work).seconds for training in stages)
+    after = after or [base]  # the base itself is evaluated
     seconds = None if None in after else sum(after)
     result = ablations.record(run, recipe, args.episodes, scores, seconds, base)
     path = run.result(args.results)

@@ -16,11 +16,6 @@ def to_time(nanoseconds: int) -> Time:
     return Time(sec=nanoseconds // NANOSECONDS, nanosec=nanoseconds % NANOSECONDS)
 
 
-def from_time(stamp: Time) -> int:
-    """Nanoseconds."""
-    return stamp.sec * NANOSECONDS + stamp.nanosec
-
-
 def to_trajectory(segment: TrajectorySegment) -> JointTrajectory:
     message = JointTrajectory(joint_names=list(segment.joints))
     message.header.stamp = to_time(segment.stamp)

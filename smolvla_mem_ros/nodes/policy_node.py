@@ -29,7 +29,7 @@ from smolvla_mem_ros.runtime.engine import Engine
 from smolvla_mem_ros.runtime.episode import Episode, Request, Result
 from smolvla_mem_ros.runtime.metrics import MemorySummary
 from smolvla_mem_ros.runtime.observation import ObservationBuffer, Skip
-from smolvla_mem_ros.runtime.serialized import header_stamp
+from smolvla_mem_ros.runtime.stamps import from_time, header_stamp
 from smolvla_mem_ros.runtime.trajectory import TrajectorySegment
 from smolvla_mem_ros.runtime.worker import InferenceWorker
 from smolvla_mem_ros.share import share_path
@@ -210,7 +210,7 @@ class PolicyNode(LifecycleNode):
         self._buffer.put_image(camera, stamp or self._now(), (kind, raw))
 
     def _on_joint_state(self, message: JointState) -> None:
-        stamp = messages.from_time(message.header.stamp) or self._now()
+        stamp = from_time(message.header.stamp) or self._now()
         if problem := self._buffer.put_joint_state(stamp, message.name, message.position):
             self.get_logger().error(f"joint state not used: {problem}", throttle_duration_sec=2.0)
 

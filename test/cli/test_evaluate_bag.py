@@ -110,7 +110,12 @@ def test_what_is_not_there_is_named_in_one_line(bag, tmp_path, capsys, arguments
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"), [(["--memory", "half"], "no 'half'"), (["--gap", "0"], "--gap")]
+    ("arguments", "says"),
+    [
+        (["--memory", "half"], "no 'half'"),
+        (["--gap", "0"], "--gap"),
+        (["--compare", "a", "a"], "two different"),
+    ],
 )
 def test_a_wrong_command_line_is_refused(bag, capsys, arguments, says):
     with pytest.raises(SystemExit) as ended:

@@ -16,7 +16,7 @@ from smolvla_mem_ros.srv import StartEpisode
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory
 
-from smolvla_mem_ros.nodes.messages import from_time
+from smolvla_mem_ros.runtime.stamps import from_time
 
 JOINTS = ["shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"]
 

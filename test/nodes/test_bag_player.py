@@ -14,7 +14,7 @@ from sensor_msgs.msg import Image, JointState
 from std_srvs.srv import SetBool
 
 from smolvla_mem_ros.bags.bag import Bag
-from smolvla_mem_ros.nodes.messages import from_time
+from smolvla_mem_ros.runtime.stamps import from_time
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from smolvla_mem_ros.nodes.messages import from_time
+from smolvla_mem_ros.runtime.stamps import from_time
 
 from .robot import JOINTS, Scene, stamp
 

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be read of a serialised message without its type."""
+"""Stamps of messages, decoded or serialised, as nanoseconds."""
 
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from smolvla_mem_ros.runtime.contract import NANOSECONDS
+
+
+def from_time(stamp: Any) -> int:
+    """Nanoseconds of a builtin_interfaces/Time or Duration, of rclpy or of rosbags."""
+    return stamp.sec * NANOSECONDS + stamp.nanosec
 
 
 def header_stamp(raw: bytes) -> int:
