@@ -170,7 +170,7 @@ def test_a_dry_run_shows_the_commands_and_writes_nothing(tmp_path, capsys):
     options = ["--only", "depth/", "--work", str(tmp_path / "w"), "--results", str(tmp_path / "r")]
     assert run_ablations.main([*options, "--dry_run"]) == 0
     shown = capsys.readouterr().out
-    assert shown.count("--policy.mem_backprop_depth=") == 2
+    assert shown.count("--policy.mem_backprop_depth=") == 2 * 2  # LateCue2 and what it starts from
     assert f"--output_dir={tmp_path / 'w'}/runs/memory-backprop_depth_1-LateCue2-seed0" in shown
     assert list(tmp_path.iterdir()) == []
 
@@ -188,7 +188,7 @@ def test_a_chain_trains_once_for_all_evaluations_that_need_it(tmp_path):
 def test_a_training_follows_the_one_that_it_starts_from_in_one_chain(tmp_path):
     args = type("Args", (), dict(work=tmp_path, results=tmp_path, episodes=2, keep=False, quick=True))
     main = plan(QUICK)["main"]
-    first, together = main["memory", (QUICK.first,), 0], main["memory", tuple(QUICK.all.tasks), 0]
+    first, together = main["memory", (QUICK.all_tasks.first,), 0], main["memory", tuple(QUICK.all.tasks), 0]
     trainings = [Path(run.training.name).name for run in (first, together)]
     for runs in ([first, together], [together, first], [together]):
         (chain,) = run_ablations.chains(runs, args)

@@ -79,8 +79,8 @@ def test_a_result_names_no_place_of_this_machine(write_result, tmp_path):
         assert f"{place}/" not in text
     result = json.loads(text)
     assert shlex.split(result["commands"]["training"])[1:] == run.training.arguments()
-    first = RECIPE.training((RECIPE.first,), 0, {})
-    command = result["commands"][f"training on {RECIPE.first} first"]
+    first = RECIPE.training((RECIPE.all_tasks.first,), 0, {})
+    command = result["commands"][f"training on {RECIPE.all_tasks.first} first"]
     assert shlex.split(command) == ["lerobot-train", *first.arguments()]
     assert result["versions"]["lerobot"] == "0.6.1"
     assert result["training"] == {

@@ -69,20 +69,21 @@ def test_each_variant_of_a_study_changes_one_field_of_the_memory(study):
     for variant in STUDIES[study].variants:
         ((field, value),) = variant.memory.items()
         training = plan(RECIPE)[study][variant.label, ("LateCue2",), 0].training
-        changed = set(training.identity) ^ set(usual.identity)
         if value == {**RECIPE.memory, **usual.budget.memory}[field]:
             assert training == usual
         else:
-            names = {argument.split("=")[0] for argument in changed}
-            assert names == {f"--policy.{field}", "--output_dir"}
+            # All along the way from the base, which has no memory.
+            for mine, theirs in zip(training.stages[1:], usual.stages[1:], strict=True):
+                names = {a.split("=")[0] for a in set(mine.identity) ^ set(theirs.identity)}
+                assert names - {"--policy.pretrained_path"} == {f"--policy.{field}", "--output_dir"}
             assert getattr(policy_understood(training.arguments()), field) == value
 
 
-@pytest.mark.parametrize("tasks", [("LateCue2",), tuple(TASKS)], ids=len)
+@pytest.mark.parametrize("tasks", [("TakeItBack3",), ("LateCue2",), tuple(TASKS)], ids=str)
 def test_memory_and_baseline_differ_in_nothing_but_the_memory(tasks):
     one, other = (plan(RECIPE)["main"][label, tasks, 1].training for label in ("memory", "no memory"))
     differing = {a.split("=")[0].removeprefix("--") for a in set(one.identity) ^ set(other.identity)}
-    differing -= {"policy.pretrained_path"} if len(tasks) > 1 else set()  # each its own
+    differing -= {"policy.pretrained_path"}  # each its own
     fields = {f"policy.{name}" for name in RECIPE.memory}
     assert differing == fields | {"policy.type", "policy.discover_packages_path", "output_dir"}
     budgets = [[stage.budget for stage in training.stages] for training in (one, other)]
@@ -111,11 +112,11 @@ def test_a_task_with_a_longer_budget_has_it_with_memory_and_without():
 
 
 @pytest.mark.parametrize("memory", [{}, {"num_mem_tokens": 2}, None])
-def test_all_tasks_start_from_the_hardest_one_with_the_same_memory_and_seed(memory):
-    together = RECIPE.training(tuple(TASKS), 2, memory)
-    alone = RECIPE.training((RECIPE.first,), 2, memory)
-    assert together.stages == [RECIPE.pretraining(), alone, together]
-    assert f"--policy.pretrained_path={alone.checkpoint()}" in together.arguments()
+@pytest.mark.parametrize(("tasks", "first"), [(tuple(TASKS), "Sequence2of3"), (("LateCue2",), "CueRecall2")])
+def test_some_start_from_another_task_learned_with_the_same_memory_and_seed(tasks, first, memory):
+    training, start = (RECIPE.training(each, 2, memory) for each in (tasks, (first,)))
+    assert training.stages == [RECIPE.pretraining(), start, training]
+    assert f"--policy.pretrained_path={start.checkpoint()}" in training.arguments()
 
 
 def test_a_field_whose_default_is_not_in_the_recipe_is_refused():
