@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Per-joint affine maps between ROS radians and the units of a driver or a checkpoint."""
+"""Nanoseconds; per-joint affine maps between ROS radians and the units of a driver or a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+NANOSECONDS = 1_000_000_000  # in a second
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
+
 # ROS uses UDP ports counted from the domain; above 101 they meet Linux's ephemeral ports.
 DOMAINS = range(1, 102)
 
@@ -34,3 +36,29 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+@pytest.fixture
+def make_probe():
+    """``make(namespace)``: nodes of this process that talk to others, see ``helpers.Probe``."""
+    import rclpy
+    from helpers import Probe
+
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    probes = []
+
+    def make(namespace=""):
+        probes.append(Probe(context, namespace))
+        return probes[-1]
+
+    yield make
+    for probe in probes:
+        probe._executor.shutdown()
+        probe.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+@pytest.fixture
+def probe(make_probe):
+    return make_probe()

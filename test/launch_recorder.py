@@ -70,6 +70,8 @@ class ParameterValue:
     value_type: type
 
     def evaluate(self, context: LaunchContext) -> object:
+        # The real one takes list[str], and no list without the type of what is in it.
+        assert self.value_type is not list
         return self.value_type(self.value)
 
 

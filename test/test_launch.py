@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pins that the launch file starts what bring-up starts: same nodes, names, parameters and shutdown."""
+"""Pins that a launch file starts what its program starts: same nodes, names, parameters and shutdown."""
 
 import importlib.util
 import sys
@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import launch_recorder
 import pytest
 
-from smolvla_mem_ros.cli import bringup
+import smolvla_mem_ros.cli
+from smolvla_mem_ros.cli import bringup, replay
+from smolvla_mem_ros.cli.launching import LaunchError, NodeSpec
 
-LAUNCH_FILE = Path(__file__).parents[1] / "launch" / "policy.launch.py"
+FOLDER = Path(__file__).parents[1] / "launch"
 REAL = importlib.util.find_spec("launch_ros") is not None
 
 PARAMS = "/**:\n  ros__parameters:\n    device: cpu\n"
@@ -26,14 +28,13 @@ def calibration(tmp_path):
 
 
 @pytest.fixture
-def launch_file(monkeypatch):
-    """The launch file as a module, with the real launch where it is installed, else with the recorder."""
+def ros_launch(monkeypatch):
+    """What renders for launch, with the real launch where it is installed, else with the recorder."""
     if not REAL:
         for name, module in launch_recorder.modules().items():
             monkeypatch.setitem(sys.modules, name, module)
-    spec = importlib.util.spec_from_file_location("policy_launch", LAUNCH_FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    monkeypatch.delitem(sys.modules, "smolvla_mem_ros.cli.ros_launch", raising=False)
+    module = importlib.import_module("smolvla_mem_ros.cli.ros_launch")
 
     class Recorded(module.Node):
         def __init__(self, **given):
@@ -41,32 +42,51 @@ def launch_file(monkeypatch):
             self.given = given
 
     monkeypatch.setattr(module, "Node", Recorded)
-    return module
+    yield module
+    # Made of stand-ins, it is not for others; a package remembers its modules too.
+    del sys.modules["smolvla_mem_ros.cli.ros_launch"], smolvla_mem_ros.cli.ros_launch
 
 
-def evaluate(launch_file, **values):
-    """What the launch file would carry out for these ``name:=value``, and the context it did it in."""
-    context = launch_file.LaunchContext()
-    context.launch_configurations.update(values)
-    actions = []
-    for entity in launch_file.generate_launch_description().entities:
-        actions += entity.execute(context) or []
-    return actions, context
+@pytest.fixture
+def describe(ros_launch):
+    """``describe(name)``: the description that launch/NAME.launch.py makes."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"{name}_launch", FOLDER / f"{name}.launch.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.generate_launch_description()
+
+    return load
 
 
-def as_spec(node, context) -> bringup.NodeSpec:
-    """The description that would make bring-up start the same."""
+@pytest.fixture
+def evaluate(ros_launch, describe):
+    """``evaluate(name, **values)``: what launch/NAME.launch.py would carry out for these ``name:=value``."""
+
+    def run(name, **values):
+        context = ros_launch.LaunchContext()
+        context.launch_configurations.update(values)
+        actions = []
+        for entity in describe(name).entities:
+            actions += entity.execute(context) or []
+        return actions, context
+
+    return run
+
+
+def as_spec(node, context) -> NodeSpec:
+    """The description that would make the program start the same."""
     *files, own = node.given["parameters"]
     level = node.given["ros_arguments"]
     assert level[0] == "--log-level"
-    return bringup.NodeSpec(
+    return NodeSpec(
         executable=node.given["executable"],
         name=node.given["name"],
         namespace=node.given["namespace"],
         parameters={name: value.evaluate(context) for name, value in own.items()},
         params_file="".join(files),
         log_level=level[1],
-        required=bool(node.given["on_exit"]),
     )
 
 
@@ -85,66 +105,86 @@ ARGUMENT_SETS = [
 ]
 
 
+def nodes_of(actions, ros_launch, context):
+    return [as_spec(action, context) for action in actions if isinstance(action, ros_launch.Node)]
+
+
+def types(specs):
+    return [{name: type(value) for name, value in spec.parameters.items()} for spec in specs]
+
+
 @pytest.mark.parametrize("values", ARGUMENT_SETS, ids=str)
-def test_launch_file_matches_the_process_list(launch_file, calibration, tmp_path, values):
+def test_the_policys_launch_file_starts_what_bringup_starts(
+    ros_launch, evaluate, calibration, tmp_path, values
+):
     values = {**values, "calibration": calibration}
     if "params_file" in values:
         values["params_file"] = str(tmp_path / "params.yaml")
         Path(values["params_file"]).write_text(PARAMS)
 
-    actions, context = evaluate(launch_file, **values)
+    actions, context = evaluate("policy", **values)
 
-    nodes = [action for action in actions if isinstance(action, launch_file.Node)]
     expected = bringup.process_list(bringup.BringupArguments.parse(values))
-    assert [as_spec(node, context) for node in nodes] == list(expected)
-    types = [{k: type(v) for k, v in as_spec(node, context).parameters.items()} for node in nodes]
-    assert types == [{k: type(v) for k, v in spec.parameters.items()} for spec in expected]
-    assert all(node.given["package"] == "smolvla_mem_ros" for node in nodes)
+    specs = nodes_of(actions, ros_launch, context)
+    assert specs == list(expected) and types(specs) == types(expected)
 
 
-def test_a_node_that_ends_takes_the_others_with_it_on_bringups_timetable(launch_file, calibration):
-    actions, _ = evaluate(launch_file, checkpoint="somewhere", calibration=calibration)
-    nodes = [action for action in actions if isinstance(action, launch_file.Node)]
+def test_the_replays_launch_file_starts_what_replay_starts(ros_launch, evaluate, tmp_path):
+    values = {"bag": str(tmp_path), "loop": "true", "remap": "/a:=/b, /c:=/d", "record": "new", "rate": "2"}
+    actions, context = evaluate("replay", **values)
+    expected = replay.process_list(replay.ReplayArguments.parse(values))
+    specs = nodes_of(actions, ros_launch, context)
+    assert specs == list(expected) and types(specs) == types(expected)
+    assert specs[-1].parameters["remap"] == ["/a:=/b", "/c:=/d"]
+
+
+def test_a_node_that_ends_takes_the_others_with_it_on_the_programs_timetable(
+    ros_launch, evaluate, calibration
+):
+    actions, _ = evaluate("policy", checkpoint="somewhere", calibration=calibration)
+    nodes = [action for action in actions if isinstance(action, ros_launch.Node)]
     assert len(nodes) == 3
     for node in nodes:
-        assert node.given["on_exit"] is launch_file.end_all
+        assert node.given["package"] == "smolvla_mem_ros"
+        assert node.given["on_exit"] is ros_launch.end_all
         assert (node.given["sigterm_timeout"], node.given["sigkill_timeout"]) == ("3", "2")
 
 
 @pytest.mark.parametrize(("returncode", "shutting_down"), [(0, False), (0, True), (-9, True)])
-def test_a_node_that_ends_on_ctrl_c_is_no_error(launch_file, returncode, shutting_down):
+def test_a_node_that_ends_on_ctrl_c_is_no_error(ros_launch, returncode, shutting_down):
     event = SimpleNamespace(returncode=returncode, process_name="policy_node-3")
-    (action,) = launch_file.end_all(event, SimpleNamespace(is_shutdown=shutting_down))
-    assert isinstance(action, launch_file.Shutdown)
+    (action,) = ros_launch.end_all(event, SimpleNamespace(is_shutdown=shutting_down))
+    assert isinstance(action, ros_launch.Shutdown)
 
 
-def test_a_node_that_crashes_is_an_error(launch_file):
+def test_a_node_that_crashes_is_an_error(ros_launch):
     event = SimpleNamespace(returncode=3, process_name="policy_node-3")
     with pytest.raises(RuntimeError, match="policy_node-3 ended with exit code 3; ending the others"):
-        launch_file.end_all(event, SimpleNamespace(is_shutdown=False))
+        ros_launch.end_all(event, SimpleNamespace(is_shutdown=False))
 
 
-def test_arguments_are_those_of_bringup(launch_file):
+@pytest.mark.parametrize(
+    ("name", "kind"), [("policy", bringup.BringupArguments), ("replay", replay.ReplayArguments)]
+)
+def test_arguments_are_those_of_the_program(ros_launch, describe, name, kind):
     declared = [
-        entity
-        for entity in launch_file.generate_launch_description().entities
-        if isinstance(entity, launch_file.DeclareLaunchArgument)
+        entity for entity in describe(name).entities if isinstance(entity, ros_launch.DeclareLaunchArgument)
     ]
-    assert [argument.name for argument in declared] == [f.name for f in fields(bringup.BringupArguments)]
+    assert [argument.name for argument in declared] == [f.name for f in fields(kind)]
     assert all(argument.description for argument in declared)
 
-    context = launch_file.LaunchContext()
+    context = ros_launch.LaunchContext()
     for argument in declared:
         argument.execute(context)
     names = [argument.name for argument in declared]
-    defaults = {name: launch_file.LaunchConfiguration(name).perform(context) for name in names}
-    assert bringup.BringupArguments.parse(defaults) == bringup.BringupArguments()
+    defaults = {name: ros_launch.LaunchConfiguration(name).perform(context) for name in names}
+    assert kind.parse(defaults) == kind()
 
 
-def test_fast_dds_profile_is_set_unless_the_user_chose_one(launch_file, calibration, monkeypatch):
+def test_fast_dds_profile_is_set_unless_the_user_chose_one(ros_launch, evaluate, calibration, monkeypatch):
     def variables():
-        actions, _ = evaluate(launch_file, checkpoint="somewhere", calibration=calibration)
-        return [action for action in actions if isinstance(action, launch_file.SetEnvironmentVariable)]
+        actions, _ = evaluate("policy", checkpoint="somewhere", calibration=calibration)
+        return [action for action in actions if isinstance(action, ros_launch.SetEnvironmentVariable)]
 
     monkeypatch.delenv("FASTDDS_DEFAULT_PROFILES_FILE", raising=False)
     monkeypatch.delenv("FASTRTPS_DEFAULT_PROFILES_FILE", raising=False)
@@ -153,6 +193,6 @@ def test_fast_dds_profile_is_set_unless_the_user_chose_one(launch_file, calibrat
     assert variables() == []
 
 
-def test_a_missing_checkpoint_is_refused_with_the_cure(launch_file, calibration):
-    with pytest.raises(bringup.BringupError, match=r"add checkpoint:=FOLDER.*make_tiny_checkpoint"):
-        evaluate(launch_file, calibration=calibration)
+def test_a_missing_checkpoint_is_refused_with_the_cure(evaluate, calibration):
+    with pytest.raises(LaunchError, match=r"add checkpoint:=FOLDER.*make_tiny_checkpoint"):
+        evaluate("policy", calibration=calibration)

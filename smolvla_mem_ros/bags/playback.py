@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterator
 
 from smolvla_mem_ros.bags.bag import Bag, Message
-from smolvla_mem_ros.runtime.contract import NANOSECONDS
+from smolvla_mem_ros.units import NANOSECONDS
 
 
 class Playback:
@@ -19,7 +19,8 @@ class Playback:
         rate: seconds of the bag in a second.
         start: seconds into the bag.
         loop: begin again at the end.
-        clock: called with the bag's time (ns) ``clock_rate`` times a second, also while nothing is due.
+        clock: called with the bag's time (ns) ``clock_rate`` times a second, also while nothing is due or
+            it is paused.
     """
 
     def __init__(
@@ -34,28 +35,17 @@ class Playback:
         clock_rate: float = 100.0,
     ) -> None:
         self._bag, self._topics, self._rate, self._loop = bag, topics, rate, loop
-        self._start, self._clock, self._clock_period = start, clock, 1 / clock_rate
-        self._running = threading.Event()
-        self._running.set()
+        self._start, self._clock, self._period = start, clock, 1 / clock_rate
+        self._paused = False
         self._stopped = threading.Event()
-        self._zero = 0.0  # s on the monotonic clock at which the bag's time is _origin
-        self._origin = 0  # ns
         self.lateness: float = 0.0  # s, of the message that was latest
 
-    @property
-    def paused(self) -> bool:
-        return not self._running.is_set()
-
     def pause(self, paused: bool) -> None:
-        if paused:
-            self._running.clear()
-        else:
-            self._running.set()
+        self._paused = paused
 
     def stop(self) -> None:
         """Let the thread that plays come to its end."""
         self._stopped.set()
-        self._running.set()
 
     def messages(self) -> Iterator[Message]:
         """Each message at its time; nothing any more after :meth:`stop`."""
@@ -63,7 +53,7 @@ class Playback:
             return
         begin = self._bag.span[0] + round(self._start * NANOSECONDS)
         while not self._stopped.is_set():
-            self._origin, self._zero = begin, time.monotonic()
+            self._begin, self._elapsed, self._seen = begin, 0.0, time.monotonic()
             played = False
             for message in self._bag.messages(self._topics, start=begin):
                 if not self._wait_for(message.stamp):
@@ -76,19 +66,15 @@ class Playback:
     def _wait_for(self, stamp: int) -> bool:
         """False when it was stopped."""
         while not self._stopped.is_set():
-            if self.paused:
-                began = time.monotonic()
-                self._running.wait()
-                self._zero += time.monotonic() - began
-                continue
             now = time.monotonic()
-            due = self._zero + (stamp - self._origin) / NANOSECONDS / self._rate
+            # Seconds of the bag, not a time to wait for: so a pause or a late message needs no correction.
+            self._elapsed += 0.0 if self._paused else (now - self._seen) * self._rate
+            self._seen = now
             if self._clock:
-                at = min(stamp, self._origin + round((now - self._zero) * self._rate * NANOSECONDS))
-                self._clock(at)
-            if now >= due:
-                self.lateness = max(self.lateness, now - due)
+                self._clock(min(stamp, self._begin + round(self._elapsed * NANOSECONDS)))
+            due = ((stamp - self._begin) / NANOSECONDS - self._elapsed) / self._rate
+            if due <= 0 and not self._paused:
+                self.lateness = max(self.lateness, -due)
                 return True
-            left = due - now
-            self._stopped.wait(min(left, self._clock_period) if self._clock else min(left, 0.1))
+            self._stopped.wait(self._period if self._paused else min(due, self._period))
         return False

@@ -32,19 +32,19 @@ from std_srvs.srv import Trigger
 from tqdm import tqdm
 from trajectory_msgs.msg import JointTrajectory
 
-from smolvla_mem_ros.cli import bringup, demo_report, make_tiny_checkpoint
+from smolvla_mem_ros.cli import bringup, demo_report, launching, make_tiny_checkpoint
 from smolvla_mem_ros.cli.arguments import positive
 from smolvla_mem_ros.cli.demo_report import FILMED, Played, Recording, Run, trial_marks
 from smolvla_mem_ros.cli.processes import ProcessGroup
 from smolvla_mem_ros.msg import MemoryState, PolicyStatus
 from smolvla_mem_ros.nodes.messages import decode_raw_image
 from smolvla_mem_ros.policy.checkpoint import CheckpointError, load_config
-from smolvla_mem_ros.runtime.contract import NANOSECONDS
 from smolvla_mem_ros.runtime.stamps import from_time, header_stamp
 from smolvla_mem_ros.share import share_path
 from smolvla_mem_ros.sim.demos import draw
 from smolvla_mem_ros.sim.tasks import FPS, TASKS, MemoryTask, get_task
 from smolvla_mem_ros.srv import StartEpisode
+from smolvla_mem_ros.units import NANOSECONDS
 
 TASK, EPISODES = "CueRecall2", 5
 CHECKPOINT = "config/checkpoints/demo"
@@ -231,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("demo: stopped", file=sys.stderr)
         return 130
-    except (DemoError, CheckpointError, bringup.BringupError, FileNotFoundError) as error:
+    except (DemoError, CheckpointError, launching.LaunchError, FileNotFoundError) as error:
         print(f"demo: {error}", file=sys.stderr)
         print(json.dumps({"ok": False, "problem": str(error)}))
         return 1
@@ -260,7 +260,7 @@ def _own_checkpoint(task: MemoryTask | None, output: Path) -> str:
 
 def process_list(
     task: MemoryTask | None, seed: int, checkpoint: str, record: str = ""
-) -> list[bringup.NodeSpec]:
+) -> list[launching.NodeSpec]:
     """What bring-up starts, with cameras of the checkpoint's size and this seed.
 
     Raises:
@@ -284,8 +284,8 @@ def _run(
     log = args.output / "log.txt"
     with log.open("w") as output:
         specs = process_list(task, seed, checkpoint, args.record)
-        processes = [bringup.to_process(spec, args.output) for spec in specs]
-        os.environ.update(bringup.transport_environment(os.environ))
+        processes = [launching.to_process(spec, args.output) for spec in specs]
+        os.environ.update(launching.transport_environment(os.environ))
         with (
             rclpy.init(signal_handler_options=SignalHandlerOptions.NO),
             ProcessGroup(processes, name="demo", output=output) as group,

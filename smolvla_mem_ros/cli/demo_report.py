@@ -12,9 +12,9 @@ import numpy as np
 from trajectory_msgs.msg import JointTrajectory
 
 from smolvla_mem_ros.msg import MemoryState, PolicyStatus
-from smolvla_mem_ros.runtime.contract import NANOSECONDS
 from smolvla_mem_ros.runtime.stamps import from_time
 from smolvla_mem_ros.sim.tasks import FPS, MemoryTask, Trial
+from smolvla_mem_ros.units import NANOSECONDS
 
 FILMED = 4  # episodes of which pictures are shown
 LEAST_SPAN = 10  # degrees that a plot of a joint shows, or noise would look like motion

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plays a rosbag2 into the ROS graph, as the bytes that were recorded, with the stamps that they have.
 
-Nodes that look at stamps, such as the policy node, need --clock and use_sim_time:=true.
+Nodes that look at stamps, such as the policy node, need --clock and use_sim_time:=true; ``replay`` starts a
+policy so.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--start", type=float, default=0.0, help="seconds into the bag to begin at (default %(default)s)")
     add("--loop", action="store_true", help="begin again at the end")
     add("--clock", action="store_true", help="publish /clock")
+    add("--contract", help="play only what the policy of this contract (YAML) observes")
+    add("--episodes", action="store_true", help="start and stop the policy's episodes as the bag tells")
+    add("--subscribers", type=int, default=0, help="begin when every topic has so many (default: no waiting)")
     add("--topics", nargs="+", default=[], help="play only these")
     add("--remap", nargs="+", default=[], metavar="FROM:=TO", help="new names for topics of the bag")
     add("--paused", action="store_true", help="begin paused; the service bag_player/pause goes on")
@@ -38,11 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not 0.01 <= args.rate <= 100:
         parser.error("--rate must be between 0.01 and 100")
+    if not 0 <= args.subscribers <= 100:
+        parser.error("--subscribers must be between 0 and 100")
     if not args.start >= 0:
         parser.error("--start must be 0 or more")
     from rclpy.parameter import Parameter
 
-    from smolvla_mem_ros.cli.bringup import transport_environment
+    from smolvla_mem_ros.cli.launching import transport_environment
     from smolvla_mem_ros.nodes.bag_player import BagPlayer
     from smolvla_mem_ros.nodes.running import run_node
 
@@ -53,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "start_offset": args.start,
         "loop": args.loop,
         "clock": args.clock,
+        "contract": args.contract or "",
+        "episodes": args.episodes,
+        "subscribers": args.subscribers,
         "topics": args.topics or [""],
         "remap": args.remap or [""],
         "paused": args.paused,

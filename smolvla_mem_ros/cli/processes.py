@@ -65,6 +65,7 @@ class ProcessGroup:
         self._stop_requests = 0
         self._wake = threading.Event()
         self._ended: str | None = None
+        self.failed = False  # whether what has ended did so with an error
 
     @property
     def ended(self) -> str | None:
@@ -151,7 +152,7 @@ class ProcessGroup:
             if code is None:
                 continue
             if process.required and self._ended is None:
-                self._ended = f"{process.name} {in_words(code)}"
+                self._ended, self.failed = f"{process.name} {in_words(code)}", code != 0
             if not watchdog.send(group, 0):  # its children are gone too, and the id may be used again
                 del self._children[group]
                 self._tell_watchdog("-", group)
@@ -205,7 +206,7 @@ def run(processes: Sequence[Process], *, name: str) -> int:
         name: stands before the lines that are not from one of them.
 
     Returns:
-        The exit code for this process: 0 after a signal, 1 when a required process ended.
+        The exit code for this process: 1 when a required process failed, else 0.
     """
     group = ProcessGroup(processes, name=name)
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -216,7 +217,7 @@ def run(processes: Sequence[Process], *, name: str) -> int:
             if group.stop_requested:
                 return 0
             group.say(f"{group.ended}; ending the others")
-            return 1
+            return int(group.failed)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,9 +7,9 @@ from builtin_interfaces.msg import Time
 from rclpy.serialization import deserialize_message
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from smolvla_mem_ros.runtime.contract import NANOSECONDS
 from smolvla_mem_ros.runtime.images import ImageError, decode_image
 from smolvla_mem_ros.runtime.trajectory import TrajectorySegment
+from smolvla_mem_ros.units import NANOSECONDS
 
 
 def to_time(nanoseconds: int) -> Time:

@@ -11,6 +11,8 @@ import secrets
 from queue import SimpleQueue
 from typing import NoReturn
 
+from rclpy.clock import JumpThreshold, TimeJump
+from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -66,6 +68,10 @@ class PolicyNode(LifecycleNode):
         self.create_service(StartEpisode, "~/start_episode", self._on_start_episode)
         self.create_service(Trigger, "~/reset_memory", self._on_reset_memory)
         self.create_service(Trigger, "~/stop_episode", self._on_stop_episode)
+        backwards = JumpThreshold(
+            min_forward=None, min_backward=Duration(nanoseconds=-1), on_clock_change=False
+        )
+        self._jumps = self.get_clock().create_jump_callback(backwards, post_callback=self._on_clock_went_back)
         self._report_timer = self.create_timer(1.0, self._report_status)
         if self.get_parameter("autostart").value:
             self._autostart_timer = self.create_timer(0.0, self._autostart)
@@ -215,6 +221,18 @@ class PolicyNode(LifecycleNode):
             self.get_logger().error(f"joint state not used: {problem}", throttle_duration_sec=2.0)
 
     # The control clock --------------------------------------------------------------------------
+
+    def _on_clock_went_back(self, jump: TimeJump) -> None:
+        """A replay begins again: what is remembered was observed in a future."""
+        if not self._active:
+            return
+        self._buffer.clear()
+        self.get_logger().warning(f"the clock went back by {-jump.delta.nanoseconds / NANOSECONDS:.2f} s")
+        if task := self.get_parameter("task").value:
+            self._begin_epoch("start", self._episode.start(task, self._now()))
+        elif self._episode.running:
+            self._begin_epoch("stop", self._episode.stop(self._now()))
+        self._report_change()
 
     def _tick(self) -> None:
         due = self._episode.tick(self._now(), self._buffer)

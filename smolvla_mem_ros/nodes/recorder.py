@@ -11,7 +11,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import yaml
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
@@ -20,6 +19,7 @@ from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPo
 from smolvla_mem_ros.bags.background import BackgroundWriter
 from smolvla_mem_ros.bags.types import UnknownType
 from smolvla_mem_ros.bags.writer import STORAGES
+from smolvla_mem_ros.nodes.contract_topics import contract_topics
 from smolvla_mem_ros.nodes.diagnostics import diagnostic_array
 from smolvla_mem_ros.nodes.parameters import declare
 from smolvla_mem_ros.nodes.running import run_node
@@ -45,14 +45,15 @@ class Recorder(Node):
         if not parameter["bag"]:
             raise ParameterException("name the folder to write", "bag")
         try:
-            contract = contract_topics(Path(parameter["contract"] or share_path("config/contract.yaml")))
+            contract = parameter["contract"] or share_path("config/contract.yaml")
+            observed, command = contract_topics(Path(contract))
             self._bag = Path(parameter["bag"]).expanduser()
             self._writer = BackgroundWriter(self._bag, parameter["storage"])
         except (OSError, ValueError) as error:
             raise ParameterException(str(error), "bag") from error
 
         self.exit_code = 0
-        names = (*contract, *ALWAYS, *filter(None, parameter["topics"]))
+        names = (*observed, command, *ALWAYS, *filter(None, parameter["topics"]))
         self._wanted = {self.resolve_topic_name(name) for name in names}
         self._received: Counter[str] = Counter()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -129,21 +130,6 @@ class Recorder(Node):
         if self._writer.failure and not self.exit_code:
             self.get_logger().error(self._writer.failure)
             self.exit_code = 1
-
-
-def contract_topics(path: Path) -> list[str]:
-    """The topics that a contract names.
-
-    Raises:
-        ValueError: it cannot be read as a contract.
-        OSError: it is not there.
-    """
-    try:
-        entries = yaml.safe_load(path.read_text())
-        cameras = [camera["topic"] for camera in entries["cameras"].values()]
-        return [*cameras, entries["state"]["topic"], entries["command"]["topic"]]
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is no contract ({error!r}); see config/contract.yaml") from error
 
 
 def main(args: list[str] | None = None) -> int:

@@ -14,9 +14,7 @@ import yaml
 from lerobot.configs import FeatureType, PolicyFeature
 
 from smolvla_mem_ros.policy.configuration_smolvla_mem import SmolVLAMemConfig
-from smolvla_mem_ros.units import JointUnits
-
-NANOSECONDS = 1_000_000_000
+from smolvla_mem_ros.units import NANOSECONDS, JointUnits
 
 
 class ContractError(ValueError):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from smolvla_mem_ros.runtime.contract import NANOSECONDS
+from smolvla_mem_ros.units import NANOSECONDS
 
 
 def from_time(stamp: Any) -> int:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import rclpy
 
-from smolvla_mem_ros.cli import bringup
-from smolvla_mem_ros.cli.bringup import BringupArguments, BringupError, process_list
+from smolvla_mem_ros.cli import bringup, launching
+from smolvla_mem_ros.cli.bringup import BringupArguments, process_list
+from smolvla_mem_ros.cli.launching import LaunchError
 
 
 @pytest.fixture
@@ -26,7 +27,6 @@ def test_simulation_and_arm_share_one_port_and_calibration(calibration):
     assert list(started) == ["so100_sim", "so100", "policy"]
     assert started["so100_sim"].parameters == started["so100"].parameters
     assert started["so100"].parameters["calibration"] == calibration
-    assert all(spec.required for spec in started.values())
 
 
 def test_a_real_arm_runs_no_simulation(calibration):
@@ -47,7 +47,6 @@ def test_a_recorder_runs_on_request_and_hears_the_topics_of_the_same_contract(ca
     started = specs(checkpoint="somewhere", calibration=calibration, record=str(bag), contract=str(contract))
     assert list(started) == ["recorder", "so100_sim", "so100", "policy"]
     assert started["recorder"].parameters == {"bag": str(bag), "storage": "mcap", "contract": str(contract)}
-    assert started["recorder"].required
 
 
 def test_the_simulated_port_is_not_shared_with_another_domain_or_namespace(monkeypatch):
@@ -94,9 +93,9 @@ def test_a_checkpoint_may_be_a_folder_or_a_hub_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs" / "tiny").mkdir(parents=True)
     assert not any(
-        map(bringup.is_missing_folder, ("outputs/tiny", "outputs", "lerobot/smolvla_base", "name"))
+        map(launching.is_missing_folder, ("outputs/tiny", "outputs", "lerobot/smolvla_base", "name"))
     )
-    assert all(map(bringup.is_missing_folder, ("outputs/tinny", "/gone", "./name", "one/two/three")))
+    assert all(map(launching.is_missing_folder, ("outputs/tinny", "/gone", "./name", "one/two/three")))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +130,7 @@ def test_a_checkpoint_may_be_a_folder_or_a_hub_name(tmp_path, monkeypatch):
     ids=str,
 )
 def test_wrong_arguments_are_refused_with_cause_and_cure(calibration, values, message):
-    with pytest.raises(BringupError, match=message):
+    with pytest.raises(LaunchError, match=message):
         process_list(BringupArguments.parse({"calibration": calibration, **values}))
 
 
@@ -143,7 +142,7 @@ def test_nodes_get_their_names_and_parameters_through_ros(calibration, tmp_path)
     )
     values = {"checkpoint": "12", "task": "true", "autostart": "false", "params_file": str(file)}
     spec = specs(**values, calibration=calibration, namespace="/left/arm/")["policy"]
-    process = bringup.to_process(spec, tmp_path)
+    process = launching.to_process(spec, tmp_path)
     assert process.command[1:4] == ("-m", "smolvla_mem_ros.start", "nodes.policy_node")
 
     with rclpy.init():
@@ -161,11 +160,13 @@ def test_nodes_get_their_names_and_parameters_through_ros(calibration, tmp_path)
 
 
 def test_the_package_profile_is_used_unless_the_user_chose_one():
-    added = bringup.transport_environment({})
+    added = launching.transport_environment({})
     assert list(added) == ["FASTDDS_DEFAULT_PROFILES_FILE"]
     assert Path(added["FASTDDS_DEFAULT_PROFILES_FILE"]).is_file()
-    assert list(bringup.transport_environment({"ROS_DISTRO": "jazzy"})) == ["FASTRTPS_DEFAULT_PROFILES_FILE"]
-    assert bringup.transport_environment({"FASTRTPS_DEFAULT_PROFILES_FILE": "mine.xml"}) == {}
+    assert list(launching.transport_environment({"ROS_DISTRO": "jazzy"})) == [
+        "FASTRTPS_DEFAULT_PROFILES_FILE"
+    ]
+    assert launching.transport_environment({"FASTRTPS_DEFAULT_PROFILES_FILE": "mine.xml"}) == {}
 
 
 def test_help_shows_examples_and_every_argument(capsys):

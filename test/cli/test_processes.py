@@ -172,7 +172,7 @@ def test_a_process_killed_by_a_signal_is_told_in_words():
 def test_what_a_process_left_behind_is_ended_too():
     with Owner(process("leaving")) as owner:
         owner.read_until_ready(2)
-        assert owner.finish(timeout=4) == 1
+        assert owner.finish(timeout=4) == 0
         assert not any(map(alive, owner.pids))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import rclpy
-from helpers import NodeProcess, Probe
+from helpers import NodeProcess
 from rclpy.parameter import Parameter
 
 from smolvla_mem_ros.nodes.policy_node import PolicyNode
@@ -49,28 +49,6 @@ def start_node(tmp_path):
         if node.process.poll() is None:
             node.process.kill()
             node.process.wait()
-
-
-@pytest.fixture
-def make_probe():
-    context = rclpy.Context()
-    rclpy.init(context=context)
-    probes = []
-
-    def make(namespace=""):
-        probes.append(Probe(context, namespace))
-        return probes[-1]
-
-    yield make
-    for probe in probes:
-        probe._executor.shutdown()
-        probe.destroy_node()
-    rclpy.shutdown(context=context)
-
-
-@pytest.fixture
-def probe(make_probe):
-    return make_probe()
 
 
 @pytest.fixture

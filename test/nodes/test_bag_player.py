@@ -7,14 +7,17 @@ import time
 
 import numpy as np
 import pytest
-from bag_helpers import IMAGES, JOINT_STATES, START, WRIST, Maker, write_run
+from bag_helpers import EVENTS, IMAGES, JOINT_STATES, START, WRIST, Maker, write_run
 from rclpy.qos import QoSProfile
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image, JointState
-from std_srvs.srv import SetBool
+from smolvla_mem_ros.msg import EpisodeEvent
+from smolvla_mem_ros.srv import StartEpisode
+from std_srvs.srv import SetBool, Trigger
 
 from smolvla_mem_ros.bags.bag import Bag
 from smolvla_mem_ros.runtime.stamps import from_time
+from smolvla_mem_ros.share import share_path
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +108,75 @@ def test_the_clock_is_the_bags_and_never_goes_back(play, probe):
     assert clocks == sorted(clocks) and len(clocks) > 150
 
 
+def test_while_it_is_paused_the_clock_stands_and_is_published(play, probe):
+    clocks = []
+    probe.create_subscription(Clock, "/clock", lambda m: clocks.append(from_time(m.clock)), 100)
+    play(clock=True)
+    probe.spin_until(lambda: clocks and clocks[-1] > START + 10**9)
+    probe.call(SetBool, "bag_player/pause", data=True)
+    probe.spin(0.3)
+    stands = len(clocks)
+    probe.spin(0.5)
+    assert len(set(clocks[stands:])) == 1 and len(clocks[stands:]) > 10
+
+
+def test_it_plays_what_a_policy_observes_into_its_own_namespace(start_node, bag, probe, hear):
+    """And begins when all of it is heard; a bag of another namespace is found too."""
+    contract = share_path("config/contract.yaml")
+    named = f"['{JOINT_STATES}:=/left/joint_states']"
+    parameters = {"bag": bag, "subscribers": 1, "contract": contract, "remap": named, "rate": 10.0}
+    player = start_node("bag_player", parameters, ["-r", "__ns:=/replay"])
+    heard = [hear("/replay/joint_states", JointState), hear(f"/replay{IMAGES}", Image)]
+    others = hear(f"/replay{EVENTS}", EpisodeEvent)
+    player.wait_for(f"waiting for 1 subscriber(s) of /replay{WRIST}")
+    probe.spin(0.5)
+    assert not any(heard)
+    heard.append(hear(f"/replay{WRIST}", Image))
+    probe.spin_until(lambda: player.process.poll() is not None)
+    assert [len(messages) for messages in heard] == [150, 45, 45] and not others
+
+
+def test_the_policy_is_told_of_episodes_before_what_follows(start_node, bag, probe, tmp_path):
+    events = [(0.1, "start", 1, "sway"), (0.5, "reset_memory", 1, "sway"), (1.0, "stop", 1, "sway")]
+    bag = write_run(tmp_path / "bag", Maker(), 1.5, events)
+    told, states = [], []
+    probe.create_subscription(JointState, JOINT_STATES, states.append, 100)
+
+    def answer(name):
+        def on_request(request, response):
+            task = getattr(request, "task", "")
+            told.append((name, task, from_time(states[-1].header.stamp) - START if states else 0))
+            response.success, response.message = name != "reset_memory", "there is none"
+            return response
+
+        return on_request
+
+    for name, kind in (("start_episode", StartEpisode), ("reset_memory", Trigger), ("stop_episode", Trigger)):
+        probe.create_service(kind, f"policy/{name}", answer(name))
+    player = start_node("bag_player", {"bag": bag, "episodes": True, "paused": True})
+    begin(probe)
+    probe.spin_until(lambda: player.process.poll() is not None)
+    assert [(name, task) for name, task, _ in told] == [
+        ("start_episode", "sway"), ("reset_memory", ""), ("stop_episode", "")
+    ]  # fmt: skip
+    np.testing.assert_allclose([at / 1e9 for _, _, at in told], [0.1, 0.5, 1.0], atol=0.1)
+    assert "the policy did not reset memory: there is none" in player.log and player.process.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("parameters", "says"),
     [
         ({"bag": "/nowhere"}, "/nowhere is not there"),
         ({"topics": "[/camera]"}, "the bag has no topic /camera; it has"),
         ({"remap": "[front]"}, "cannot read the remap 'front'"),
+        ({"remap": "['/front:=/back']"}, "the bag has no topic /front to remap"),
+        ({"contract": "/nowhere.yaml"}, "/nowhere.yaml"),
+        (
+            {"contract": share_path("config/contract.yaml"), "remap": f"['{WRIST}:=/hand']"},
+            "the bag has no topics called /camera/wrist/image_raw, which the contract names",
+        ),
     ],
-    ids=range(3),
+    ids=range(6),
 )
 def test_what_cannot_be_played_is_refused(bag, start_node, parameters, says):
     player = start_node("bag_player", {"bag": bag, **parameters})

@@ -10,7 +10,9 @@ import time
 
 import numpy as np
 import pytest
+from rosgraph_msgs.msg import Clock
 
+from smolvla_mem_ros.nodes.messages import to_time
 from smolvla_mem_ros.runtime.stamps import from_time
 
 from .robot import JOINTS, Scene, stamp
@@ -243,6 +245,27 @@ def test_it_can_be_deactivated_cleaned_up_and_started_again(running):
     policy.trigger_activate()
     assert scene.call("start_episode", task="sway").success
     scene.wait_for_commits(1)
+
+
+@pytest.mark.parametrize(("task", "told"), [("", ["start", "stop"]), ("sway", ["start", "start"])])
+def test_a_clock_that_goes_back_ends_the_episode(make_scene, checkpoint, task, told):
+    """And with a task of its own the policy starts anew; the memory is empty either way."""
+    scene = make_scene(checkpoint=str(checkpoint), use_sim_time=True, task=task)
+    clock = scene.robot.create_publisher(Clock, "/clock", 10)
+    timer = scene.robot.create_timer(
+        0.01, lambda: clock.publish(Clock(clock=scene.robot.get_clock().now().to_msg()))
+    )
+    scene.wait_for_state("running" if task else "idle")
+    if not task:
+        assert scene.call("start_episode", task="sway").success
+    scene.wait_for_commits(1)
+    scene.robot.destroy_timer(timer)
+    seen = len(scene.robot.memories)
+    clock.publish(Clock(clock=to_time(scene.robot.get_clock().now().nanoseconds - 10**10)))
+    assert scene.spin(10, lambda: len(scene.robot.events) == 2)
+    assert [e.event for e in scene.robot.events] == told
+    assert scene.spin(5, lambda: len(scene.robot.memories) > seen)
+    assert scene.robot.memories[-1].step == 0
 
 
 def start_process(checkpoint) -> subprocess.Popen:
