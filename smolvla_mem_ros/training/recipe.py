@@ -222,9 +222,8 @@ RECIPE = Recipe(
     # With fewer, part of the samples show a choice without its reason, and teach to guess. LateCue2 from the
     # base alone was learned by one seed in 1200 steps and not by another.
     longer={
-        "LateCue2": Budget(
-            steps=500, batch_size=32, memory={"mem_segments": 8}, first="CueRecall2"
-        ),
+        "LateCue2": Budget(steps=300, batch_size=32, memory={"mem_segments": 8}, first="CueRecall2"),
+        "CueRecallShuffled3": Budget(steps=600, batch_size=32, first="CueRecall3"),
         "Sequence2of3": Budget(
             steps=1500, batch_size=32, memory={"mem_segments": 10, "mem_curriculum_steps": 200}
         ),

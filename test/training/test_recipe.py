@@ -112,7 +112,10 @@ def test_a_task_with_a_longer_budget_has_it_with_memory_and_without():
 
 
 @pytest.mark.parametrize("memory", [{}, {"num_mem_tokens": 2}, None])
-@pytest.mark.parametrize(("tasks", "first"), [(tuple(TASKS), "Sequence2of3"), (("LateCue2",), "CueRecall2")])
+@pytest.mark.parametrize(
+    ("tasks", "first"),
+    [(tuple(TASKS), "Sequence2of3"), (("LateCue2",), "CueRecall2"), (("CueRecallShuffled3",), "CueRecall3")],
+)
 def test_some_start_from_another_task_learned_with_the_same_memory_and_seed(tasks, first, memory):
     training, start = (RECIPE.training(each, 2, memory) for each in (tasks, (first,)))
     assert training.stages == [RECIPE.pretraining(), start, training]
