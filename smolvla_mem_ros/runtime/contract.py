@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from lerobot.configs import FeatureType, PolicyFeature
 
 from smolvla_mem_ros.policy.configuration_smolvla_mem import SmolVLAMemConfig
 from smolvla_mem_ros.units import NANOSECONDS, JointUnits
+
+TOPIC_UNITS = {"radians": 1.0, "degrees": math.pi / 180}
 
 
 class ContractError(ValueError):
@@ -59,6 +62,7 @@ class Contract:
         fps: control rate the checkpoint was trained at, in Hz.
         chunk_size: actions in a chunk.
         n_action_steps: control periods between two inferences, which is the memory clock.
+        radians_per_unit: of the positions on the topics; 1, or that of a degree where a robot speaks degrees.
     """
 
     cameras: tuple[CameraStream, ...]
@@ -70,6 +74,7 @@ class Contract:
     fps: float
     chunk_size: int
     n_action_steps: int
+    radians_per_unit: float = 1.0
 
     @property
     def control_period(self) -> int:
@@ -130,7 +135,7 @@ def _read(path: str | Path) -> Any:
 def make_contract(entries: Any, config: SmolVLAMemConfig, source: str = "contract") -> Contract:
     """As :func:`load_contract`, from the mapping that the file holds."""
     reader = _Reader()
-    top = reader.mapping(entries, "", ("fps", "cameras", "state", "command", "joints"))
+    top = reader.mapping(entries, "", ("fps", "cameras", "state", "command", "topic_units", "joints"))
     state = reader.mapping(top.get("state"), "state", ("topic", "max_age"))
     command = reader.mapping(top.get("command"), "command", ("topic",))
     cameras = []
@@ -143,6 +148,9 @@ def make_contract(entries: Any, config: SmolVLAMemConfig, source: str = "contrac
                 reader.positive(camera, f"cameras.{key}", "max_age", 0.2),
             )
         )
+    topic_units = str(top.get("topic_units", "radians"))
+    if topic_units not in TOPIC_UNITS:
+        reader.problems.append(f"topic_units must be {' or '.join(TOPIC_UNITS)}, not {topic_units!r}")
     names, units = [], []
     joints = top.get("joints")
     if not isinstance(joints, list) or not joints:
@@ -189,6 +197,7 @@ def make_contract(entries: Any, config: SmolVLAMemConfig, source: str = "contrac
         units=JointUnits.stack(units),
         chunk_size=config.chunk_size,
         n_action_steps=config.n_action_steps,
+        radians_per_unit=TOPIC_UNITS[topic_units],
         **contract_values,
     )
 

@@ -108,7 +108,8 @@ class ObservationBuffer:
                 f"joint {', '.join(missing)} is not in the joint states (they have {', '.join(names)})",
                 None,
             )
-        radians = np.array([known[joint] for joint in self._contract.joints])
+        ordered = np.array([known[joint] for joint in self._contract.joints])
+        radians = ordered * self._contract.radians_per_unit
         broken = [j for j, r in zip(self._contract.joints, radians, strict=True) if not math.isfinite(r)]
         if broken:
             return f"the position of {', '.join(broken)} is not a finite number", None

@@ -38,8 +38,8 @@ class TrajectorySegment:
         stamp: nanoseconds, time zero of ``times``.
         joints: names, D of them.
         times: (T,) seconds, strictly increasing.
-        positions: (T, D) radians.
-        velocities: (T, D) radians per second.
+        positions: (T, D) radians, or what else the contract says of the topics' units.
+        velocities: (T, D) the same per second.
     """
 
     stamp: int
@@ -55,11 +55,11 @@ class TrajectorySegment:
 
 
 def to_segment(chunk: Chunk, contract: Contract) -> TrajectorySegment:
-    """Convert units and add velocities by central differences.
+    """Convert to the topics' units and add velocities by central differences.
 
     The last velocity is zero: joint_trajectory_controller refuses a trajectory that ends in motion.
     """
-    positions = contract.units.to_radians(np.asarray(chunk.actions, dtype=float))
+    positions = contract.units.to_radians(np.asarray(chunk.actions, dtype=float)) / contract.radians_per_unit
     times = np.arange(len(positions)) * chunk.dt
     velocities = np.zeros_like(positions)
     if len(positions) > 1:

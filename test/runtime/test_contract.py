@@ -6,9 +6,11 @@ import pytest
 import yaml
 
 from smolvla_mem_ros.runtime.contract import ContractError, load_contract, make_contract
+from smolvla_mem_ros.runtime.observation import ObservationBuffer
+from smolvla_mem_ros.runtime.trajectory import Chunk, to_segment
 from smolvla_mem_ros.share import share_path
 
-from .conftest import JOINTS, entries, features
+from .conftest import JOINTS, SECOND, entries, features, fill
 
 
 def error(spoilt, checkpoint=None) -> str:
@@ -69,6 +71,26 @@ def test_all_problems_come_at_once():
         "action has 7 numbers but joints lists 6",
     ):
         assert part in text
+
+
+def test_a_robot_may_speak_degrees():
+    radians, degrees = (
+        make_contract(entries() | more, features()) for more in ({}, {"topic_units": "degrees"})
+    )
+    states, commands = [], []
+    for contract, positions in (
+        (radians, np.radians([10, 20, 30, 40, 50, 60])),
+        (degrees, [10, 20, 30, 40, 50, 60]),
+    ):
+        buffer = ObservationBuffer(contract)
+        fill(buffer, SECOND)
+        buffer.put_joint_state(SECOND, JOINTS, positions)
+        states.append(buffer.snapshot(SECOND, "sway").state)
+        commands.append(to_segment(Chunk(SECOND, np.full((3, 6), 7.0), 1 / 30, 0), contract))
+    np.testing.assert_allclose(states[1], states[0], rtol=1e-6)
+    np.testing.assert_allclose(commands[1].positions, np.degrees(commands[0].positions))
+    with pytest.raises(ContractError, match="topic_units must be radians or degrees, not 'turns'"):
+        make_contract(entries() | {"topic_units": "turns"}, features())
 
 
 def test_sign_and_offset_turn_and_shift_a_joint():
