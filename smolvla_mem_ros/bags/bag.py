@@ -6,25 +6,41 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, Self
 
 import yaml
 import zstandard
-from rosbags.typesys import TypesysError, get_types_from_msg
+from rosbags.serde import SerdeError
+from rosbags.typesys.store import Typestore
 
 from smolvla_mem_ros.bags.mcap_file import BROKEN, McapFile, decompress
 from smolvla_mem_ros.bags.sqlite_file import SqliteFile
-from smolvla_mem_ros.bags.storage import BagError, Storage, StoredTopic
-from smolvla_mem_ros.bags.types import UnknownType, ensure_type, new_typestore
+from smolvla_mem_ros.bags.storage import (
+    BagError,
+    Damage,
+    Room,
+    Storage,
+    StoredTopic,
+    plain,
+    plain_yaml,
+)
+from smolvla_mem_ros.bags.types import UnknownType, typestore_of
 
 METADATA = "metadata.yaml"
-MAX_METADATA = 16 * 2**20  # bytes
-STORAGES: dict[str, type] = {".mcap": McapFile, ".db3": SqliteFile}
+MAX_METADATA = 2**20  # bytes; that of a thousand files has a fifth of it
+MAX_TOPICS = 10_000
+MAX_NAME = 256  # ROS allows no more
+# Bytes of what is decoded into objects, which take a hundred times as many. Pictures are not.
+MAX_DECODED = 8 * 2**20
+PICTURES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+STORAGES: dict[str, type[Storage]] = {".mcap": McapFile, ".db3": SqliteFile}
 FOREVER = 2**63 - 1
 
 
@@ -60,7 +76,8 @@ class Bag:
     def __init__(self, path: Path | str, salvage: bool = False) -> None:
         self.path = Path(path).expanduser()
         self._salvage = salvage
-        self._own_problems: list[str] = []
+        self._damage = Damage(self.path, salvage)
+        self._room = Room()
         self._files: list[Storage] = []
         self._stack = ExitStack()
         try:
@@ -73,8 +90,7 @@ class Bag:
         except BaseException:
             self._stack.close()
             raise
-        self._store = new_typestore()
-        self._known: set[str] = set()
+        self._stores: dict[str, Typestore | UnknownType] = {}  # of topics
 
     def close(self) -> None:
         self._stack.close()
@@ -89,7 +105,7 @@ class Bag:
 
     @property
     def problems(self) -> list[str]:
-        return [*self._own_problems, *(problem for file in self._files for problem in file.problems)]
+        return [*self._damage.problems, *(p for file in self._files for p in file.damage.problems)]
 
     @property
     def span(self) -> tuple[int, int] | None:
@@ -113,13 +129,28 @@ class Bag:
             BagError: damage, without ``salvage``.
         """
         wanted = self.topics.keys() if topics is None else topics
-        for file in self._files:
-            for stamp, topic, raw in file.messages(wanted, start, stop):
-                if self._compression == "message":
-                    raw = self._inflate(topic, raw)
-                    if raw is None:
-                        continue
-                yield Message(topic, stamp, raw)
+        for stamp, topic, raw in self._in_order(wanted, start, stop):
+            # Without metadata it is their first bytes that tell; no message in CDR begins so.
+            if self._compression == "message" or raw.startswith(zstandard.FRAME_HEADER):
+                raw = self._inflate(topic, raw)
+                if raw is None:
+                    continue
+            yield Message(topic, stamp, raw)
+
+    def _in_order(self, topics: Collection[str], start: int, stop: int) -> Iterator[tuple[int, str, bytes]]:
+        """From all files, in whatever order they are listed; those that overlap in time side by side."""
+        waiting = deque(enumerate(sorted((f for f in self._files if f.span), key=lambda f: f.span[0])))
+        heap: list[tuple[int, int, str, bytes, Iterator]] = []
+        while waiting or heap:
+            # A file waits until its time has come: of a long bag one is read at a time.
+            if waiting and (not heap or waiting[0][1].span[0] <= heap[0][0]):
+                number, file = waiting.popleft()
+                source = file.messages(topics, start, stop)
+            else:
+                stamp, number, topic, raw, source = heappop(heap)
+                yield stamp, topic, raw
+            if found := next(source, None):
+                heappush(heap, (found[0], number, *found[1:], source))
 
     def decode(self, message: Message) -> Any:
         """The message with the fields that its type has.
@@ -129,28 +160,26 @@ class Bag:
         """
         topic = self.topics[message.topic]
         if topic.encoding != "cdr":
-            raise BagError(f"{topic.name} is encoded as {topic.encoding!r}; only cdr is known here")
-        self._ensure_type(topic)
+            raise BagError(f"{topic.name} is encoded as {plain(topic.encoding)!r}; only cdr is known here")
+        if len(message.raw) > MAX_DECODED and topic.kind not in PICTURES:
+            raise BagError(f"a message of {topic.name} has {len(message.raw)} bytes, which no robot's has")
+        store = self._store_of(topic)
         try:
-            return self._store.deserialize_cdr(message.raw, topic.kind)
-        except Exception as error:  # whatever a parser raises on bytes that are something else
-            raise BagError(f"a message of {topic.name} is no {topic.kind}: {error!r}") from error
+            return _deserialize(store, message.raw, topic.kind)
+        except SerdeError as error:
+            raise BagError(f"a message of {topic.name} is no {topic.kind}: {plain(error)}") from error
 
-    def _ensure_type(self, topic: StoredTopic) -> None:
-        if topic.kind in self._known:
-            return
-        # What ROS ships is the same in every bag; what is embedded counts for all others.
-        if topic.kind not in self._store.types and topic.definition:
+    def _store_of(self, topic: StoredTopic) -> Typestore:
+        if topic.name not in self._stores:
             try:
-                types = get_types_from_msg(topic.definition, topic.kind)
-                self._store.register({k: v for k, v in types.items() if k not in self._store.types})
-            except (TypesysError, ValueError, RecursionError) as error:
-                raise BagError(f"the definition of {topic.kind} in the bag is damaged: {error}") from error
-        try:
-            ensure_type(self._store, topic.kind)
-        except UnknownType as error:
-            raise BagError(f"{topic.name}: {error}; and the bag holds no definition") from error
-        self._known.add(topic.kind)
+                self._stores[topic.name] = typestore_of(topic.kind, topic.definition)
+            except UnknownType as error:
+                self._stores[topic.name] = error
+        store = self._stores[topic.name]
+        if isinstance(store, UnknownType):
+            hint = "" if topic.definition else "; and the bag holds no definition"
+            raise BagError(f"{topic.name}: {store}{hint}") from store
+        return store
 
     # Opening ------------------------------------------------------------------------------------
 
@@ -158,8 +187,10 @@ class Bag:
         """The files in their order, and the compression: "file", "message" or ""."""
         if not self.path.exists():
             raise BagError(f"{self.path} is not there")
-        if not self.path.is_dir():
+        if self.path.is_file():
             return [self.path], ""
+        if not self.path.is_dir():
+            raise BagError(f"{self.path} is neither a folder nor a file")
         metadata = self.path / METADATA
         if metadata.is_file():
             try:
@@ -167,7 +198,7 @@ class Bag:
             except BagError as error:
                 if not self._salvage:
                     raise
-                self._own_problems.append(str(error))
+                self._damage.keep(str(error))
         found = [p for p in self.path.iterdir() if self._suffix(p) in STORAGES and p.is_file()]
         if not found:
             raise BagError(f"{self.path} holds no .mcap or .db3 file; name a rosbag2 folder or such a file")
@@ -177,80 +208,83 @@ class Bag:
         try:
             if path.stat().st_size > MAX_METADATA:
                 raise ValueError(f"it is {path.stat().st_size} bytes long")
-            information = yaml.load(path.read_text(), _Loader)["rosbag2_bagfile_information"]
+            information = plain_yaml(path.read_text())["rosbag2_bagfile_information"]
+            names = information["relative_file_paths"]
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ValueError("relative_file_paths is no list of names")
             # A name only: older bags put the folder before it, and a hostile one might point elsewhere.
-            names = [PurePath(str(name)).name for name in information["relative_file_paths"]]
-            mode = str(information.get("compression_mode") or "").lower()
+            files = [self.path / PurePath(name).name for name in names]
+            if len(set(files)) < len(files):
+                raise ValueError("relative_file_paths names a file twice")
+            missing = [file.name for file in files if not file.is_file()]
+            mode = str(information.get("compression_mode", "")).lower()
             form = information.get("compression_format")
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError,
-                RecursionError) as error:  # fmt: skip
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise BagError(f"{path} is damaged: {reason}; --salvage goes without it") from error
-        mode = "" if mode == "none" else mode
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, KeyError, TypeError,
+                AttributeError) as error:  # fmt: skip
+            raise BagError(f"{path} is damaged: {plain(error)}; --salvage goes without it") from error
+        mode = "" if mode in ("none", "null", "~") else mode
         if mode not in ("", "file", "message", "storage"):
             raise BagError(f"{path} names the compression mode {mode!r}; file, message and none are known")
         if mode in ("file", "message") and form != "zstd":
             raise BagError(f"{self.path} is compressed with {form!r}; only zstd is known here")
-        files = [self.path / name for name in names]
-        missing = [file.name for file in files if not file.is_file()]
         if missing or not files:
             missed = f"lacks {', '.join(missing[:5])}" if missing else "names no file"
             raise BagError(f"{self.path} {missed}; copy the whole folder, or --salvage reads what is there")
         return files, mode if mode == "message" else ""
 
     def _open(self, path: Path) -> None:
+        damage = Damage(path, self._salvage)
         try:
-            if path.suffix == ".zstd":
-                path = self._unpack(path)
-            storage = STORAGES.get(path.suffix)
+            storage = STORAGES.get(self._suffix(path))
             if storage is None:
                 raise BagError(f"{path} ends in neither .mcap nor .db3; name a rosbag2 folder or such a file")
-            file = storage(path, self._salvage)
+            file = storage(self._unpack(path, damage) if path.suffix == ".zstd" else path, damage, self._room)
         except BagError as error:
             if not self._salvage:
                 raise
-            self._own_problems.append(str(error))
+            self._damage.keep(str(error))
             return
         self._stack.callback(file.close)
         self._files.append(file)
 
-    def _unpack(self, path: Path) -> Path:
+    def _unpack(self, path: Path, damage: Damage) -> Path:
         """A file that was compressed as a whole, in a temporary folder."""
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="smolvla_mem_ros_")))
         left = shutil.disk_usage(folder).free // 2
         whole = folder / path.stem
         try:
             with path.open("rb") as packed, whole.open("wb") as out:
-                reader = zstandard.ZstdDecompressor().stream_reader(packed)
+                reader = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True)
                 while part := reader.read(2**20):
                     left -= len(part)
                     if left < 0:
                         raise BagError(f"{path} does not fit on the disk when it is unpacked")
                     out.write(part)
+            return whole
         except (zstandard.ZstdError, OSError) as error:
-            if not self._salvage:
-                raise BagError(f"{path} is damaged: {error}; --salvage reads what there is") from error
-            self._own_problems.append(f"{path} is damaged: {error}")
+            reason = plain(error)
+        damage.note(reason)
         return whole
 
     def _inflate(self, topic: str, raw: bytes) -> bytes | None:
         try:
             return decompress(raw, "zstd", None)
         except BROKEN as error:
-            if not self._salvage:
-                raise BagError(f"a message of {topic} cannot be unpacked: {error}") from error
-            self._own_problems.append(f"messages of {topic} cannot be unpacked")
-            return None
+            reason = plain(error)
+        self._damage.note(f"a message of {topic} cannot be unpacked ({reason})")
+        return None
 
     def _merge_topics(self) -> dict[str, StoredTopic]:
         merged: dict[str, StoredTopic] = {}
-        for file in self._files:
-            for topic in file.topics:
-                before = merged.get(topic.name)
-                if before and before.kind != topic.kind:
-                    raise BagError(
-                        f"{topic.name} of {self.path} is {before.kind} in one file, {topic.kind} in another"
-                    )
+        for topic in (topic for file in self._files for topic in file.topics):
+            before = merged.get(topic.name)
+            if not all(text.isprintable() and len(text) <= MAX_NAME for text in (topic.name, topic.kind)):
+                self._damage.note(f"{plain(topic.name)} of type {plain(topic.kind)} is no topic")
+            elif before and before.kind != topic.kind:
+                self._damage.note(f"{topic.name} is {before.kind} in one place, {topic.kind} in another")
+            elif not before and len(merged) == MAX_TOPICS:
+                raise BagError(f"{self.path} has more than {MAX_TOPICS} topics")
+            else:
                 count = topic.count + (before.count if before else 0)
                 merged[topic.name] = replace(before or topic, count=count)
         return merged
@@ -260,15 +294,26 @@ class Bag:
         return PurePath(path.stem).suffix if path.suffix == ".zstd" else path.suffix
 
 
-class _Loader(yaml.SafeLoader):
-    """Metadata needs no aliases, and with them a few lines can mean billions."""
+def _deserialize(store: Typestore, raw: bytes, kind: str) -> Any:
+    """As ``store.deserialize_cdr``, but with bytes after the end: rmw_serialize of Fast DDS counts four too
+    many for each empty list of float64, and so programs that write bags leave some.
 
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("it has aliases")
-        return super().compose_node(parent, index)
+    Raises:
+        SerdeError: the bytes are no such message.
+    """
+    try:
+        return store.deserialize_cdr(raw, kind)
+    except SerdeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        definition = store.get_msgdef(kind)
+        read = definition.deserialize_cdr_le if raw[1] else definition.deserialize_cdr_be
+        message, end = read(raw[4:], 0, definition.cls, store)
+        if len(raw) > 4 + 2 * end:
+            raise
+        return message
 
 
 def _natural(path: Path) -> list:
     """For sorting bag_2 before bag_10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]

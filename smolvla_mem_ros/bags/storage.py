@@ -3,19 +3,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
-from rosbags.interfaces import Qos, QosDurability, QosReliability
+import yaml
 
 # Of a record, a chunk or a message. No camera of such an arm makes larger ones; what claims more is a
 # mistake or an attack.
 MAX_BYTES = 256 * 2**20
+MAX_WAITING = 2 * MAX_BYTES
+MAX_DEFINITION = 2**18  # bytes; with all that they are made of, those of ROS have a tenth of it
+MAX_DEFINITIONS = 64 * 2**20  # bytes of all of a file together
+MAX_DEPTH = 50  # of YAML
+MAX_PROBLEMS = 100  # of one kind of damage there can be one in each message
+LATEST = 2**62  # ns, in 2116; with the longest duration of ROS added it is still an int64
 
 
 class BagError(ValueError):
-    """A bag cannot be read; the message names the cause and the cure."""
+    """A bag cannot be read; the message names the cause and the cure, in one line."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(plain(text, 1000))
+
+
+def plain(text: object, most: int = 300) -> str:
+    """One line that a terminal can show, whatever a bag or a parser wrote; a long one lacks its middle."""
+    line = str(text)
+    if len(line) > most:
+        line = f"{line[: most // 2]} ... {line[-most // 2 :]}"
+    line = " ".join("".join(c if c.isprintable() else " " for c in line).split())
+    return line or type(text).__name__
+
+
+def tally(problems: Counter[str], problem: object) -> None:
+    """Count a problem of a message, of which a hostile bag has another in each."""
+    text = plain(problem)
+    problems[text if text in problems or len(problems) < MAX_PROBLEMS else "other problems"] += 1
+
+
+class Damage:
+    """What is wrong with a file: raised when it is noted, or with ``salvage`` kept.
+
+    Args:
+        path: as it is to be named.
+
+    Attributes:
+        problems: that were noted, each once.
+    """
+
+    def __init__(self, path: Path, salvage: bool) -> None:
+        self.path, self.salvage = path, salvage
+        self.problems: list[str] = []
+
+    def note(self, problem: str) -> None:
+        """
+        Raises:
+            BagError: without ``salvage``.
+        """
+        if not self.salvage:
+            raise BagError(f"{self.path} is damaged: {problem}; --salvage reads what there is")
+        self.keep(problem)
+
+    def keep(self, problem: str) -> None:
+        problem = plain(problem, 1000)
+        if problem not in self.problems and len(self.problems) <= MAX_PROBLEMS:
+            self.problems.append(problem if len(self.problems) < MAX_PROBLEMS else "and more")
+
+
+class Room:
+    """In memory, for messages that wait until those before them are there: of all files of a bag together."""
+
+    def __init__(self) -> None:
+        self._left = MAX_WAITING
+
+    def take(self, size: int) -> bool:
+        """Whether ``size`` bytes are left; they are then taken."""
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
+
+    def give(self, size: int) -> None:
+        self._left += size
 
 
 @dataclass(frozen=True)
@@ -39,26 +111,48 @@ class StoredTopic:
     latched: bool = False
 
 
-def offered(profiles: Iterable[Qos]) -> dict[str, bool]:
-    """The last two of StoredTopic: what every publisher offered."""
-    profiles = list(profiles)
+def plain_yaml(text: str) -> Any:
+    """YAML of texts, lists and mappings: no tag and no number means anything.
+
+    Raises:
+        yaml.YAMLError: it is none, or it has what makes billions of a few lines, or fills the stack.
+    """
+    depth = 0
+    for event in yaml.parse(text, yaml.CBaseLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError("it is nested too deep")
+    return yaml.load(text, yaml.CBaseLoader)
+
+
+def offered(profiles: str) -> dict[str, bool]:
+    """The last two of StoredTopic: what every publisher offered, of the YAML that rosbag2 embeds."""
+    try:
+        if len(profiles) > MAX_DEFINITION:
+            raise ValueError("no topic has so many publishers")
+        listed = plain_yaml(profiles) or []
+        found = [(p["reliability"], p["durability"]) for p in listed]
+    except (yaml.YAMLError, ValueError, KeyError, TypeError):
+        found = []  # it is not needed to read the messages
+    # By rmw's numbers in older bags.
     return {
-        "reliable": all(p.reliability is not QosReliability.BEST_EFFORT for p in profiles),
-        "latched": bool(profiles) and all(p.durability is QosDurability.TRANSIENT_LOCAL for p in profiles),
+        "reliable": all(reliability not in ("best_effort", "2") for reliability, _ in found),
+        "latched": bool(found) and all(durability in ("transient_local", "1") for _, durability in found),
     }
 
 
 class Storage(Protocol):
     """One file of a bag."""
 
-    problems: list[str]  # what was damaged and left out
+    damage: Damage
+    span: tuple[int, int] | None  # nanoseconds of the first and last message; None when there is none
+
+    def __init__(self, path: Path, damage: Damage, room: Room) -> None: ...
 
     @property
     def topics(self) -> list[StoredTopic]: ...
-
-    @property
-    def span(self) -> tuple[int, int] | None:
-        """Nanoseconds of the first and last message; None when there is none."""
 
     def messages(self, topics: Collection[str], start: int, stop: int) -> Iterator[tuple[int, str, bytes]]:
         """(nanoseconds, topic, bytes) of ``topics`` with start <= time < stop, in order of time."""

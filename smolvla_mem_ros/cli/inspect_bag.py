@@ -50,13 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             for problem in [*bag.problems, *(f"{n} x {what}" for what, n in inspection.problems.items())]:
                 print(f"not used: {problem}")
             proposal = propose(inspection, cameras, args.fps)
+        if args.contract:
+            args.contract.write_text(proposal)
     except (BagError, CheckpointError, OSError) as error:
         print(f"inspect_bag: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     if args.contract:
-        args.contract.write_text(proposal)
         print(f"written: {args.contract}; look at the lines with ?")
     else:
         print(proposal, end="")

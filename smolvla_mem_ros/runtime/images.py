@@ -3,16 +3,24 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
-from rosbags.image import ImageError as UnsupportedImage
+from PIL import Image
 from rosbags.image import image_to_cvimage
-from rosbags.image.image import to_cvtype
+from rosbags.image.image import ENCODINGMAP
 
 # No camera of such an arm is larger; a larger message is a mistake or an attack.
 MAX_PIXELS = 16_000_000
+
+# A camera's "8UC3" says nothing of the order; OpenCV's, which such drivers hand on, is BGR.
+# "16UC1" is not among them: it is what depth cameras send.
+BY_OPENCV = {
+    "8U": "mono8", "8UC1": "mono8", "8UC3": "bgr8", "8UC4": "bgra8", "16UC3": "bgr16", "16UC4": "bgra16",
+}  # fmt: skip
+DEPTH = ("16UC1", "32FC1")
 
 
 class ImageError(ValueError):
@@ -32,56 +40,78 @@ def decode_image(message) -> np.ndarray:
 
 
 def _decode_raw(message) -> np.ndarray:
-    try:
-        _, _, dtype, channels = to_cvtype(message.encoding)
-    except UnsupportedImage as error:
-        raise ImageError(f"encoding {message.encoding!r} is not supported; publish rgb8 or bgr8") from error
-    if dtype not in ("uint8", "uint16"):
-        raise ImageError(f"encoding {message.encoding!r} cannot be turned into RGB; publish rgb8 or bgr8")
-    height, width, step = message.height, message.width, message.step
-    if not 0 < height * width <= MAX_PIXELS:
-        raise ImageError(f"{width}x{height} pixels is not an image size")
-    row = width * channels * np.dtype(dtype).itemsize
+    height, width = message.height, message.width
+    encoding = BY_OPENCV.get(message.encoding, message.encoding)
+    if encoding not in ENCODINGMAP:
+        known = ", ".join(sorted([*ENCODINGMAP, *BY_OPENCV]))
+        raise ImageError(f"encoding {message.encoding!r} is not supported; these are: {known}")
+    _check_size(width, height)
+    _, colours, dtype, channels = ENCODINGMAP[encoding]
+    what = f"a {message.encoding} image of {width}x{height} pixels"
+    planes = encoding in ("nv12", "nv21")
+    if colours.name.startswith("YUV") and (width % 2 or (planes and height % 2)):
+        raise ImageError(f"{what}: neighbours share a colour, so the size must be even")
+    if colours.name.startswith("BAYER") and min(width, height) < 3:
+        raise ImageError(f"{what}: a mosaic needs 3x3")  # OpenCV would make it black
+
     # nv12 and nv21 carry half as many rows again for the colour.
-    rows = height * 3 // 2 if message.encoding in ("nv12", "nv21") else height
-    if step < row:
-        raise ImageError(f"step {step} is less than a row of {width} {message.encoding} pixels ({row} bytes)")
+    rows, row = height * 3 // 2 if planes else height, width * channels * np.dtype(dtype).itemsize
+    step = message.step or row
     data = np.frombuffer(message.data, np.uint8)
-    if step * (rows - 1) + row > data.size:
-        raise ImageError(f"step {step} x {rows} rows needs more than the {data.size} bytes that came")
-    if step != row or data.size != rows * row:
-        data = np.lib.stride_tricks.as_strided(data, (rows, row), (step, 1))
-    compact = SimpleNamespace(
-        encoding=message.encoding,
-        height=rows,
-        width=width,
-        is_bigendian=message.is_bigendian,
-        data=np.ascontiguousarray(data),
-    )
-    # A camera's "8UC3" says nothing of the order; OpenCV's, which such drivers hand on, is BGR.
-    compact.encoding = {"8UC3": "bgr8", "8UC4": "bgra8", "8UC1": "mono8", "8U": "mono8"}.get(
-        compact.encoding, compact.encoding
-    )
+    # The last row may do without padding.
+    if step < row or not step * (rows - 1) + row <= data.size <= step * rows:
+        raise ImageError(
+            f"{what} has {rows} rows of {row} bytes, which a step of {step} and {data.size} bytes of data do "
+            "not fit: its encoding, size or step is wrong, or it was cut off"
+        )
+    packed = np.ascontiguousarray(np.lib.stride_tricks.as_strided(data, (rows, row), (step, 1)))
     try:
-        image = image_to_cvimage(compact, "rgb8")
-    except (UnsupportedImage, cv2.error) as error:
-        raise ImageError(f"encoding {message.encoding!r} cannot be turned into RGB: {error}") from error
-    if image.shape != (height, width, 3):
-        raise ImageError(f"encoding {message.encoding!r} gave an image of shape {image.shape}")
-    return image
+        return image_to_cvimage(
+            SimpleNamespace(
+                encoding=encoding, height=rows, width=width, is_bigendian=message.is_bigendian, data=packed
+            ),
+            "rgb8",
+        )
+    except cv2.error as error:
+        raise ImageError(f"{what} cannot be turned into RGB: {' '.join(str(error).split())}") from error
 
 
 def _decode_compressed(message) -> np.ndarray:
-    image = None
-    if len(message.data):
-        try:
-            image = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR)
-        except cv2.error as error:
-            raise ImageError(f"compressed image ({message.format!r}) cannot be decoded: {error}") from error
+    # image_transport writes "<encoding before>; <codec> compressed <order of colours>", others the codec
+    # alone. The order is not heeded: files that say rgb8 there are ordinary ones all the same.
+    before, _, packed = message.format.partition("; ")
+    if before in DEPTH:
+        raise ImageError(f"compressed image ({message.format!r}) is a depth image, not a picture")
+    # Drivers pack a sensor's mosaic as it is, if they do not say that they made it grey, and image_transport
+    # so packs TIFF.
+    as_it_is = packed.startswith("tiff") or (before.startswith("bayer_") and "mono8" not in packed)
+    image = _unpack(message, cv2.IMREAD_UNCHANGED if as_it_is else cv2.IMREAD_COLOR_RGB)
+    if not as_it_is:
+        return image
+    height, width = image.shape[:2]
+    return _decode_raw(
+        SimpleNamespace(encoding=before, height=height, width=width, step=0, is_bigendian=0, data=image)
+    )
+
+
+def _unpack(message, flags: int) -> np.ndarray:
+    cannot = f"compressed image ({message.format!r}, {len(message.data)} bytes) cannot be decoded"
+    try:
+        # Reads no more than the header: a few kilobytes may unpack to gigabytes.
+        with Image.open(BytesIO(message.data)) as header:
+            size = header.size
+    except Exception as error:  # whatever a parser raises on bytes that are something else
+        raise ImageError(cannot) from error
+    _check_size(*size)
+    try:
+        image = cv2.imdecode(np.frombuffer(message.data, np.uint8), flags)
+    except cv2.error as error:
+        raise ImageError(f"{cannot}: {' '.join(str(error).split())}") from error
     if image is None:
-        raise ImageError(
-            f"compressed image ({message.format!r}, {len(message.data)} bytes) cannot be decoded"
-        )
-    if image.shape[0] * image.shape[1] > MAX_PIXELS:
-        raise ImageError(f"{image.shape[1]}x{image.shape[0]} pixels is not an image size")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        raise ImageError(cannot)
+    return image
+
+
+def _check_size(width: int, height: int) -> None:
+    if not 0 < height * width <= MAX_PIXELS:
+        raise ImageError(f"{width}x{height} pixels is not an image size")

@@ -107,7 +107,7 @@ def test_a_split_bag_is_read_in_the_order_that_its_metadata_says(write_bag, tmp_
         assert len(list(bag.messages())) == 2 * 122
     (folder / "metadata.yaml").unlink()
     with Bag(folder) as bag:
-        assert [file.path.name for file in bag._files] == ["split_2.mcap", "split_10.mcap"]
+        assert [file.damage.path.name for file in bag._files] == ["split_2.mcap", "split_10.mcap"]
 
 
 @pytest.mark.parametrize("compression", list(CompressionType))
