@@ -14,7 +14,7 @@ import numpy as np
 from smolvla_mem_ros.bags.bag import Bag
 from smolvla_mem_ros.bags.measures import between
 from smolvla_mem_ros.bags.replay import Played, Reference, Replay, Span
-from smolvla_mem_ros.bags.streams import find_topics
+from smolvla_mem_ros.bags.streams import Durations, find_topics
 from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract
 from smolvla_mem_ros.runtime.episode import Request, Result
 
@@ -43,7 +43,7 @@ class Quality:
     Attributes:
         frames, episodes: that were made.
         dropped: reason -> control periods without a frame.
-        ages: stream -> seconds from its stamp to the tick, of each frame.
+        ages: stream -> from its stamp to the tick, of each frame.
         streams: stream -> rates, gaps and clocks.
         unused: problem -> messages.
     """
@@ -51,7 +51,7 @@ class Quality:
     frames: int = 0
     episodes: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
-    ages: dict[str, list[float]] = field(default_factory=dict)
+    ages: dict[str, Durations] = field(default_factory=dict)
     streams: dict[str, dict[str, Any]] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
 
@@ -61,7 +61,7 @@ class Quality:
             "episodes": self.episodes,
             "dropped": dict(sorted(self.dropped.items())),
             "age_ms": {
-                stream: {"median": _ms(np.median(ages)), "max": _ms(max(ages))}
+                stream: {"median": _ms(ages.median), "max": _ms(ages.largest)}
                 for stream, ages in self.ages.items()
             },
             "streams": self.streams,
@@ -70,7 +70,7 @@ class Quality:
 
 
 def _ms(seconds: float) -> float:
-    return round(1000 * float(seconds), 2)
+    return round(1000 * seconds, 2)
 
 
 class Framer:
@@ -146,7 +146,7 @@ class Framer:
         quality.episodes += not goes_on
         quality.frames += 1
         for stream, stamp in request.observation.stamps.items():
-            quality.ages.setdefault(stream, []).append((now - stamp) / NANOSECONDS)
+            quality.ages.setdefault(stream, Durations()).add((now - stamp) / NANOSECONDS)
         observation = request.observation
         action = self._contract.units.from_radians(radians).astype(np.float32)
         return Frame(quality.episodes, played.task, observation.images, observation.state, action)
@@ -156,19 +156,20 @@ class Framer:
         if self.actions_from == "commands":
             return commanded(reference, now)
         at = now + self._contract.control_period
-        if not reference.stamps or reference.stamps[-1] < at:
+        stamps = reference.states.stamps
+        if not stamps or stamps[-1] < at:
             return None
-        after = bisect_left(reference.stamps, at)
-        near = slice(max(0, after - 1), after + 1)
-        known = np.array(reference.stamps[near]), np.array(reference.positions[near])
+        after = bisect_left(stamps, at)
+        known = reference.states[max(0, after - 1) : after + 1]
         positions = between(np.array([at]), *known)[0]
         return None if np.isnan(positions).any() else positions
 
 
 def commanded(reference: Reference, now: int) -> np.ndarray | None:
     """Where the joints were told to be at ``now`` (ns), (D,) radians: after its end a trajectory is held."""
-    for begin, times, positions in reversed(reference.commands):
-        if begin <= now:
+    for number in reversed(range(len(reference.begins))):
+        if reference.begins[number] <= now:
+            times, positions = reference.command(number)
             at = np.clip(now, times[0], times[-1])
             return between(np.array([at]), times, positions)[0]
     return None

@@ -21,24 +21,33 @@ class Target:
     """
 
     def __init__(self, reference: Reference) -> None:
-        self._commands = sorted(reference.commands, key=lambda command: command[0])
-        self.kind = "commands" if self._commands else "joint states"
-        order = np.argsort(reference.stamps, kind="stable")
-        self._times = np.array(reference.stamps, dtype=np.int64)[order]
-        self._positions = np.array(reference.positions)[order] if len(order) else np.zeros((0, 0))
-        self._begins = np.array([begin for begin, _, _ in self._commands], dtype=np.int64)
+        self._reference = reference
+        self.kind = "commands" if reference.begins else "joint states"
+        if reference.begins:
+            begins = np.array(reference.begins)
+            self._order = np.argsort(begins, kind="stable")
+            self._begins = begins[self._order]
+        else:
+            times, positions = reference.states.all
+            order = np.argsort(times, kind="stable")
+            self._times, self._positions = times[order], positions[order]
 
     def at(self, times: np.ndarray) -> np.ndarray:
-        """(N, D) radians at ``times`` (N,) ns; NaN where nothing is known."""
-        return self._commanded(times) if self._commands else between(times, self._times, self._positions)
+        """(N, D) radians at ``times`` (N,) ns, N > 0; NaN where nothing is known."""
+        if self.kind == "commands":
+            return self._commanded(times)
+        near = slice(
+            max(0, np.searchsorted(self._times, times.min(), side="right") - 1),
+            np.searchsorted(self._times, times.max()) + 1,
+        )
+        return between(times, self._times[near], self._positions[near])
 
     def _commanded(self, times: np.ndarray) -> np.ndarray:
-        joints = self._commands[0][2].shape[1]
-        found = np.full((len(times), joints), np.nan)
+        found = np.full((len(times), self._reference.states.width), np.nan)
         latest = np.searchsorted(self._begins, times, side="right") - 1
         for number in np.unique(latest[latest >= 0]):
             rows = latest == number
-            _, points, positions = self._commands[number]
+            points, positions = self._reference.command(self._order[number])
             # Beyond its end a trajectory says nothing; before its first point the arm is on its way there.
             within = rows & (times <= points[-1])
             found[within] = between(np.maximum(times[within], points[0]), points, positions)
@@ -48,18 +57,46 @@ class Target:
 def between(times: np.ndarray, known: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """Linear interpolation; NaN outside."""
     if not len(known):
-        return np.full((len(times), positions.shape[1] if positions.ndim == 2 else 0), np.nan)
+        return np.full((len(times), positions.shape[1]), np.nan)
     base = known[0]
     x, xs = (times - base).astype(float), (known - base).astype(float)
     columns = [np.interp(x, xs, positions[:, j], np.nan, np.nan) for j in range(positions.shape[1])]
     return np.stack(columns, axis=1)
 
 
-def errors(inferences: Sequence[Inference], target: Target, contract: Contract) -> np.ndarray:
-    """(N, T, D) degrees, absolute: each chunk against the target at the times of its actions."""
+def score(
+    played: Sequence[Played], target: Target, modes: Sequence[str], contract: Contract
+) -> tuple[dict[str, Any], dict[str, list[np.ndarray]]]:
+    """Figures of each mode, and its errors: mode -> (N, T, D) degrees of each episode."""
+    scores, each = {}, {}
+    for mode in modes:
+        episodes = [p.inferences.get(mode, []) for p in played]
+        each[mode] = [
+            errors(episode, target, contract, p.end) for episode, p in zip(episodes, played, strict=True)
+        ]
+        scores[mode] = {
+            "error": error_summary(np.concatenate(each[mode]), contract),
+            "smoothness": smoothness(episodes, contract),
+            "memory": memory_summary([i for episode in episodes for i in episode]),
+        }
+    return scores, each
+
+
+def errors(
+    inferences: Sequence[Inference], target: Target, contract: Contract, end: int | None = None
+) -> np.ndarray:
+    """(N, T, D) degrees, absolute: each chunk against the target at the times of its actions.
+
+    NaN after ``end`` (ns) of the episode: what the robot did then was for something else.
+    """
+    found = np.full((len(inferences), contract.chunk_size, len(contract.joints)), np.nan)
     steps = np.arange(contract.chunk_size) * contract.control_period
-    found = [np.abs(i.positions - target.at(i.stamp + steps)) for i in inferences]
-    return np.degrees(np.array(found)) if found else np.zeros((0, len(steps), len(contract.joints)))
+    for error, inference in zip(found, inferences, strict=True):
+        times = inference.stamp + steps
+        within = slice(len(times) if end is None else np.searchsorted(times, end, side="right"))
+        if times[within].size:
+            error[within] = np.abs(inference.positions[within] - target.at(times[within]))
+    return np.degrees(found)
 
 
 def error_summary(error: np.ndarray, contract: Contract) -> dict[str, Any]:

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from smolvla_mem_ros.bags.bag import Bag, Message
-from smolvla_mem_ros.bags.storage import BagError
+from smolvla_mem_ros.bags.storage import BagError, tally
 from smolvla_mem_ros.bags.streams import StreamClock, Topics
 from smolvla_mem_ros.policy.memory import Memory
 from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract
@@ -45,7 +46,7 @@ class Span:
     task: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Inference:
     """One chunk.
 
@@ -85,18 +86,67 @@ class Played:
     failures: list[str] = field(default_factory=list)
 
 
-@dataclass
+class Rows:
+    """Stamped positions, of which there may be millions: in flat arrays, 8 bytes a number.
+
+    Args:
+        width: numbers in a row.
+
+    Attributes:
+        stamps: (N,) ns.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.stamps = array("q")
+        self._values = array("d")
+
+    def append(self, stamp: int, row: Iterable[float]) -> None:
+        self.stamps.append(stamp)
+        self._values.extend(row)
+
+    def __len__(self) -> int:
+        return len(self.stamps)
+
+    def __getitem__(self, part: slice) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) ns and (N, width), a copy."""
+        first, stop, _ = part.indices(len(self))
+        values = self._values[first * self.width : stop * self.width]
+        return np.frombuffer(self.stamps[first:stop], np.int64), self._shaped(values)
+
+    @property
+    def all(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) ns and (N, width), not copied: nothing can be appended while one of them is there."""
+        return np.frombuffer(self.stamps, np.int64), self._shaped(self._values)
+
+    def _shaped(self, values: array) -> np.ndarray:
+        return np.frombuffer(values).reshape(-1, self.width)
+
+
 class Reference:
     """What the robot did and was told, in radians and the contract's order of joints.
 
     Attributes:
-        stamps, positions: of the joint states, (N,) ns and N times (D,).
-        commands: (ns at which it counts from, ns of its points (T,), (T, D)).
+        states: of the joints.
+        begins: ns at which each command counts from.
     """
 
-    stamps: list[int] = field(default_factory=list)
-    positions: list[np.ndarray] = field(default_factory=list)
-    commands: list[tuple[int, np.ndarray, np.ndarray]] = field(default_factory=list)
+    def __init__(self, joints: int) -> None:
+        self.states = Rows(joints)
+        self.begins = array("q")
+        self._points = Rows(joints)
+        self._ends = array("q")  # of each command in _points
+
+    def add_command(self, begin: int, times: Sequence[int], positions: Iterable[Iterable[float]]) -> None:
+        """A command of T points at ``times`` (ns) with ``positions`` (T, D)."""
+        for stamp, row in zip(times, positions, strict=True):
+            self._points.append(stamp, row)
+        self.begins.append(begin)
+        self._ends.append(len(self._points))
+
+    def command(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """ns of its points (T,), and (T, D)."""
+        return self._points[self._ends[number - 1] if number else 0 : self._ends[number]]
 
 
 class Policy(Protocol):
@@ -189,7 +239,7 @@ class Replay:
         self._spans = None if spans is None else deque(sorted(spans, key=lambda s: s.start))
         self._gap, self._task, self._recorded, self._progress = gap, task, recorded_ticks, progress
         self.clocks = {stream: StreamClock() for stream in contract.streams}
-        self.reference = Reference()
+        self.reference = Reference(len(contract.joints))
         self.played: list[Played] = []
         self.unused: Counter[str] = Counter()  # problem -> messages
         self._episode = Episode(contract)
@@ -214,7 +264,7 @@ class Replay:
             try:
                 self._take(message)
             except Unused as error:
-                self.unused[str(error)] += 1
+                tally(self.unused, error)
             self._last = message.stamp
             self._progress(message.stamp)
             yield
@@ -263,7 +313,8 @@ class Replay:
         played = self.played[-1]
         if isinstance(due, Skip):
             # "front: 0.31 s old, limit 0.2 s" differs each time; the stream and the kind do not.
-            streams = sorted({part.split(":")[0].strip() for part in due.reason.split(";")})
+            said = {part.split(":")[0].strip() for part in due.reason.split(";")}
+            streams = sorted(said.intersection(self._contract.streams))
             played.skips[f"{due.kind}: {', '.join(streams)}"] += 1
         elif isinstance(due, Request):
             self._episode.accept(self._policy.infer(due, played), now)
@@ -287,7 +338,7 @@ class Replay:
         topic = message.topic
         if topic == self._topics.events:
             if self._spans is None:
-                self._take_event(self._decoded(message))
+                self._take_event(self._decoded(message), message.stamp)
         elif topic == self._topics.commits:
             if self._recorded:
                 self._repeat(self._decoded(message))
@@ -321,8 +372,8 @@ class Replay:
         problem = self._buffer.put_joint_state(stamp, decoded.name, decoded.position)
         if problem is None:
             known = dict(zip(decoded.name, decoded.position, strict=True))
-            self.reference.stamps.append(stamp)
-            self.reference.positions.append(np.array([known[joint] for joint in self._contract.joints]))
+            turn = self._contract.radians_per_unit
+            self.reference.states.append(stamp, (known[joint] * turn for joint in self._contract.joints))
         return problem
 
     def _take_command(self, message: Message) -> None:
@@ -336,13 +387,17 @@ class Replay:
             begin = message.stamp
         if any(len(point.positions) != len(names) for point in decoded.points):
             raise Unused("command: a point has not one position for each joint")
-        times = np.array([begin + from_time(point.time_from_start) for point in decoded.points])
-        positions = np.array([np.asarray(point.positions)[order] for point in decoded.points])
+        times = [begin + from_time(point.time_from_start) for point in decoded.points]
+        turn = self._contract.radians_per_unit
+        positions = [np.asarray(point.positions)[order] * turn for point in decoded.points]
         # A trajectory counts from when it is there, even if it is stamped earlier.
-        self.reference.commands.append((max(begin, message.stamp), times, positions))
+        self.reference.add_command(max(begin, message.stamp), times, positions)
 
-    def _take_event(self, event: Any) -> None:
+    def _take_event(self, event: Any, received: int) -> None:
         now = from_time(event.header.stamp)
+        # Of another clock, or none: from there to here it would tick for ever.
+        if abs(received - now) > KEEP * NANOSECONDS:
+            now = received
         if event.event == "start":
             self._start(now, event.task or self._task)
             # Noise depends on the number of the episode: the live one's, for the same chunks.
@@ -356,6 +411,8 @@ class Replay:
 
     def _repeat(self, commit: Any) -> None:
         """Infer as the live policy did when it wrote this memory."""
+        if len(commit.stream_names) != len(commit.stream_stamps):
+            raise Unused(f"commit: {len(commit.stream_names)} streams but {len(commit.stream_stamps)} stamps")
         used = dict(zip(commit.stream_names, map(from_time, commit.stream_stamps), strict=True))
         if not used or not self._episode.running:
             return

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from smolvla_mem_ros.bags.bag import Bag
 from smolvla_mem_ros.bags.storage import BagError
@@ -86,6 +85,38 @@ def _named(bag: Bag, name: str, kinds: Iterable[str]) -> str | None:
     return ends[0] if len(ends) == 1 else None
 
 
+class Durations:
+    """Counted in steps of 0.1 ms: what it holds grows with how much they differ, not with how many they are.
+
+    Attributes:
+        largest: seconds.
+    """
+
+    STEPS = 10_000  # a second
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()  # by steps
+        self.largest = float("-inf")
+
+    def add(self, seconds: float) -> None:
+        self._counts[round(seconds * self.STEPS)] += 1
+        self.largest = max(self.largest, seconds)
+
+    def __len__(self) -> int:
+        """Steps that occur."""
+        return len(self._counts)
+
+    @property
+    def median(self) -> float | None:
+        """Seconds, the lower of two; None when there is nothing."""
+        half, passed = self._counts.total() / 2, 0
+        for step, count in sorted(self._counts.items()):
+            passed += count
+            if passed >= half:
+                return step / self.STEPS
+        return None
+
+
 @dataclass
 class StreamClock:
     """What the stamps of one stream say.
@@ -94,7 +125,7 @@ class StreamClock:
         count: messages; unstamped: without a stamp; backwards: stamped before the one before.
         foreign: stamped by a clock that is not the recorder's.
         longest_gap: seconds between two messages.
-        delays: (count,) seconds from stamp to reception, of those that the recorder's clock stamped.
+        delays: from stamp to reception, of those that the recorder's clock stamped.
     """
 
     count: int = 0
@@ -102,7 +133,7 @@ class StreamClock:
     backwards: int = 0
     foreign: int = 0
     longest_gap: float = 0.0
-    delays: list[float] = field(default_factory=list)
+    delays: Durations = field(default_factory=Durations)
     _first: int = 0
     _last: int = 0
     _last_stamp: int = 0
@@ -123,7 +154,7 @@ class StreamClock:
         else:
             self.backwards += stamp < self._last_stamp
             self._last_stamp = stamp
-            self.delays.append(delay)
+            self.delays.add(delay)
             return stamp
         return received
 
@@ -134,12 +165,11 @@ class StreamClock:
         return (self.count - 1) / seconds if seconds > 0 else 0.0
 
     def summary(self) -> dict[str, Any]:
-        delay = float(np.median(self.delays)) if self.delays else None
         return {
             "messages": self.count,
             "rate_hz": round(self.rate, 3),
             "longest_gap_s": round(self.longest_gap, 4),
-            "median_delay_s": None if delay is None else round(delay, 4),
+            "median_delay_s": self.delays.median,
             "without_stamp": self.unstamped,
             "stamped_backwards": self.backwards,
             "stamped_by_another_clock": self.foreign,

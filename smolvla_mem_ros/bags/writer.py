@@ -16,7 +16,7 @@ from rosbags.interfaces import (
     QosReliability,
     QosTime,
 )
-from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer, WriterError
 
 from smolvla_mem_ros.bags.types import ensure_type, new_typestore
 
@@ -32,19 +32,22 @@ class BagWriter:
 
     Args:
         folder: must not exist yet.
+        zstd_chunks: compress the chunks of MCAP.
 
     Raises:
         OSError: ``folder`` is there already or cannot be made.
         ValueError: ``storage`` is unknown.
     """
 
-    def __init__(self, folder: Path, storage: str = "mcap") -> None:
+    def __init__(self, folder: Path, storage: str = "mcap", zstd_chunks: bool = False) -> None:
         if storage not in STORAGES:
             raise ValueError(f"storage {storage!r} is not one of {', '.join(STORAGES)}")
         if folder.exists():
             raise FileExistsError(f"{folder} is there already; name a new folder")
         self._store = new_typestore()
         self._writer = Writer(folder, version=9, storage_plugin=StoragePlugin[storage.upper()])
+        if zstd_chunks:
+            self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
         try:
             self._writer.open()
         except WriterError as error:

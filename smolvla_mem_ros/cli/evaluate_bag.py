@@ -16,7 +16,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from smolvla_mem_ros.cli.bag_progress import bag_progress
@@ -192,15 +191,7 @@ def _replay(bag, checkpoint: str, contract_path: Path, spans, args: argparse.Nam
     if not replay.played:
         raise ValueError(f"{bag.path} holds no episode; name some with --episodes FILE")
     target = measures.Target(replay.reference)
-    modes, errors = {}, {}
-    for mode in args.modes:
-        episodes = [p.inferences.get(mode, []) for p in replay.played]
-        errors[mode] = [measures.errors(episode, target, contract) for episode in episodes]
-        modes[mode] = {
-            "error": measures.error_summary(np.concatenate(errors[mode]), contract),
-            "smoothness": measures.smoothness(episodes, contract),
-            "memory": measures.memory_summary([i for episode in episodes for i in episode]),
-        }
+    modes, errors = measures.score(replay.played, target, args.modes, contract)
     return {
         "replay": replay,
         "contract": contract,

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from smolvla_mem_ros.evaluation.report import COLOURS, cost_rows, markdown
+from smolvla_mem_ros.evaluation.report import COLOURS, cost_rows, markdown, peak_rows, speed_rows
 from smolvla_mem_ros.evaluation.statistics import wilson
 from smolvla_mem_ros.sim.tasks import DELAYS, FPS, TASKS
 from smolvla_mem_ros.training import ablations
@@ -97,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--page", type=Path, default=Path("docs/memory_results.md"), help="default %(default)s"
     )
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="default %(default)s")
+    parser.add_argument("--rosbags", type=Path, default=Path("docs/rosbags.md"), help="default %(default)s")
     parser.add_argument("--images", type=Path, default=Path("docs/images"), help="default %(default)s")
     args = parser.parse_args(argv)
     try:
@@ -109,9 +110,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             page = fill(page, study, section(Results(study, results), args.images, args.page.parent))
         page = fill(page, "made", provenance(found))
         page = fill(page, "cost", table_cost(args.results.parent))
+        rosbags = fill(args.rosbags.read_text(), "speed", table_bags(args.results.parent))
         readme = fill(args.readme.read_text(), "results", summary(Results("main", found["main"])))
         args.page.write_text(page)
         args.readme.write_text(readme)
+        args.rosbags.write_text(rosbags)
     except (ValueError, OSError) as error:
         print(f"plot_memory_results: {error}", file=sys.stderr)
         return 1
@@ -122,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stale = [runs[key].name for key in results if ablations.is_stale(runs[key], RECIPE, results[key])]
         if stale:
             print(f"{study}: {len(stale)} were made with another recipe: {_some(stale)}")
-    print(f"written: {args.page}, {args.readme}, {args.images}")
+    print(f"written: {args.page}, {args.readme}, {args.rosbags}, {args.images}")
     return 0
 
 
@@ -214,6 +217,20 @@ def table_cost(folder: Path) -> str:
             f"(`{result['command']}`):\n\n" + markdown(header, rows)
         )
     return "\n\n".join(parts) or "Not measured yet."
+
+
+def table_bags(folder: Path) -> str:
+    """What ``benchmark bags`` wrote into ``folder``: speeds, then peak memory."""
+    path = folder / "bags.json"
+    if not path.is_file():
+        return "Not measured yet."
+    result = json.loads(path.read_text())
+    at = result["machine"]
+    speed, peak = (markdown(header, rows) for header, *rows in (speed_rows(result), peak_rows(result)))
+    return (
+        f"{at['cpu']}, {at['cores']} cores; median and quartiles of {result['turns']} turns "
+        f"(`{result['command']}`):\n\n{speed}\n\nThe most that came to the memory of the process:\n\n{peak}"
+    )
 
 
 def ceiling(task: str) -> str:

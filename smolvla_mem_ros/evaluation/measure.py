@@ -73,9 +73,9 @@ def _synchronise(device: str) -> None:
         getattr(torch, kind).synchronize()
 
 
-def quartiles(times: np.ndarray) -> dict[str, float]:
-    """``median``, ``p25``, ``p75`` of times (N,)."""
-    values = np.percentile(times, (50, 25, 75))
+def quartiles(measured: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """``median``, ``p25``, ``p75`` of (N,)."""
+    values = np.percentile(measured, (50, 25, 75))
     return dict(zip(("median", "p25", "p75"), values.tolist(), strict=True))
 
 

@@ -6,14 +6,17 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
-def versions() -> dict[str, str]:
+def versions(
+    packages: Sequence[str] = ("lerobot", "torch", "transformers", "mujoco", "numpy"),
+) -> dict[str, str]:
     """Of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
-    for name in ("lerobot", "torch", "transformers", "mujoco", "numpy"):
+    for name in packages:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -86,6 +86,25 @@ def cost_rows(result: Mapping[str, Any]) -> list[list[str]]:
     return [*rows, ["weights", "", *counts, f"{ratio['parameters']:.4f}"]]
 
 
+def speed_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """What ``benchmark bags`` measured: a header, then how many times faster than real time each form is."""
+    rows = [["bag", "MB a second", *result["speed"][0]["ways"]]]
+    for bag in result["speed"]:
+        cells = [f"{s['median']:.1f} ({s['p25']:.1f} to {s['p75']:.1f})" for s in bag["ways"].values()]
+        rows.append([bag["form"], f"{bag['bytes'] / bag['seconds'] / 1e6:.1f}", *cells])
+    return rows
+
+
+def peak_rows(result: Mapping[str, Any]) -> list[list[str]]:
+    """The most that came to the memory of the process: a header, then a row for each length."""
+    rows = [["bag", "size", *result["memory"][0]["ways"]]]
+    for bag in result["memory"]:
+        peaks = [way["peak_mib"] for way in bag["ways"].values()]
+        cells = ["unknown" if peak is None else f"{peak:.0f} MiB" for peak in peaks]
+        rows.append([f"{bag['form']}, {bag['seconds']:g} s", f"{bag['bytes'] / 1e6:.0f} MB", *cells])
+    return rows
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """A table for the screen; the first row is its header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -161,6 +161,17 @@ def test_errors_are_against_where_the_joints_went(tmp_path, maker, contract):
     assert set(summary["per_joint_deg"]) == set(ROBOT_JOINTS) and len(summary["per_horizon_step_deg"]) == 8
 
 
+def test_what_the_robot_did_after_an_episode_is_not_held_against_its_chunks(tmp_path, maker, contract):
+    events = [(1.0, "start", 1, "sway"), (3.0, "stop", 1, "sway")]
+    replay, _ = play(write_run(tmp_path / "bag", maker, 6, events), contract)
+    (played,) = replay.played
+    target, last = measures.Target(replay.reference), played.inferences["on"][-1]
+    compared = np.isfinite(measures.errors([last], target, contract, played.end)[0, :, 0])
+    times = last.stamp + np.arange(8) * contract.control_period
+    assert compared.tolist() == (times <= START + 3 * SECOND).tolist() and 0 < compared.sum() < 8
+    assert np.isfinite(measures.errors([last], target, contract)).all()
+
+
 def test_errors_are_against_what_was_commanded_where_that_is_known(tmp_path, maker, contract):
     off = np.radians(10)
     path = [[(1 + t) / 10 + off, 0, 0, 0, 0, 0.5] for t in (0.0, 3.0)]
