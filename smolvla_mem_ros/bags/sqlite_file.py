@@ -89,8 +89,8 @@ class SqliteFile:
         """Take back what was half written: SQLite does so when a file is opened to write."""
         journal = path.with_name(path.name + "-journal")
         try:
-            # SQLite would delete the file whose name is there.
-            if journal.exists() and journal.read_bytes().endswith(JOURNAL_MAGIC):
+            # Some SQLites would delete the file whose name is there.
+            if journal.exists() and _ends_with(journal, JOURNAL_MAGIC):
                 raise BagError(f"{journal} names another file; a recorder's does not")
             with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as connection:
                 connection.execute("SELECT count(*) FROM sqlite_master").fetchall()
@@ -117,29 +117,27 @@ class SqliteFile:
             if needed - columns or kinds != [("table",)]:
                 raise BagError(f"{self.damage.path} has no table {table} as rosbag2 writes it")
             if table == "topics":
-                profiles = "offered_qos_profiles" if "offered_qos_profiles" in columns else "''"
+                qos = "offered_qos_profiles" if "offered_qos_profiles" in columns else "NULL"
         counts, self.span = self._salvage_rows() if self.damage.salvage else self._count()
         definitions = self._definitions()
         self.topics: list[StoredTopic] = []
         self._names: dict[int, str] = {}
         for number, *texts in self._select(
-            "topics", f"SELECT id, name, type, serialization_format, {profiles} FROM topics"
+            "topics", f"SELECT id, name, type, serialization_format, {qos} FROM topics"
         ):
-            if not all(isinstance(text, str) for text in texts) or max(map(len, texts[:3])) > MAX_NAME:
+            name, kind, encoding, profiles = texts
+            if not all(isinstance(text, str) and len(text) < MAX_NAME for text in (name, kind, encoding)):
                 self.damage.note("a topic's name or type is none")
                 continue
-            name, kind, encoding, profile = texts
             self._names[number] = name
-            self.topics.append(
-                StoredTopic(
-                    name, kind, definitions.get(kind, ""), counts.pop(number, 0), encoding, **offered(profile)
-                )
-            )
+            count, definition = counts.pop(number, 0), definitions.get(kind, "")
+            self.topics.append(StoredTopic(name, kind, definition, count, encoding, **offered(profiles)))
         if counts:
             self.damage.note("it has messages of a topic that is not told")
 
     def _definitions(self) -> dict[str, str]:
         found: dict[str, str] = {}
+        left = MAX_DEFINITIONS
         # Not in older bags.
         if self._connection.execute("PRAGMA table_info(message_definitions)").fetchall():
             for kind, text in self._select(
@@ -147,8 +145,9 @@ class SqliteFile:
                 "SELECT topic_type, encoded_message_definition FROM message_definitions "
                 f"WHERE encoding = 'ros2msg' AND length(encoded_message_definition) <= {MAX_DEFINITION}",
             ):
-                if isinstance(text, str) and sum(map(len, found.values())) < MAX_DEFINITIONS:
+                if isinstance(text, str) and len(text) <= left:
                     found.setdefault(kind, text)
+                    left -= len(text)
         return found
 
     def _count(self) -> tuple[Counter[int], tuple[int, int] | None]:
@@ -217,3 +216,9 @@ class SqliteFile:
         except BROKEN as error:
             reason = plain(error)
         self.damage.note(f"some of its {what} cannot be read ({reason})")
+
+
+def _ends_with(path: Path, end: bytes) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(end)))
+        return file.read(len(end)) == end

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ import yaml
 MAX_BYTES = 256 * 2**20
 MAX_WAITING = 2 * MAX_BYTES
 MAX_DEFINITION = 2**18  # bytes; with all that they are made of, those of ROS have a tenth of it
-MAX_DEFINITIONS = 64 * 2**20  # bytes of all of a file together
+MAX_DEFINITIONS = 16 * 2**20  # bytes of all of a file together
 MAX_DEPTH = 50  # of YAML
 MAX_PROBLEMS = 100  # of one kind of damage there can be one in each message
 LATEST = 2**62  # ns, in 2116; with the longest duration of ROS added it is still an int64
@@ -127,15 +128,12 @@ def plain_yaml(text: str) -> Any:
     return yaml.load(text, yaml.CBaseLoader)
 
 
-def offered(profiles: str) -> dict[str, bool]:
+def offered(profiles: Any) -> dict[str, bool]:
     """The last two of StoredTopic: what every publisher offered, of the YAML that rosbag2 embeds."""
-    try:
-        if len(profiles) > MAX_DEFINITION:
-            raise ValueError("no topic has so many publishers")
-        listed = plain_yaml(profiles) or []
-        found = [(p["reliability"], p["durability"]) for p in listed]
-    except (yaml.YAMLError, ValueError, KeyError, TypeError):
-        found = []  # it is not needed to read the messages
+    found = []  # of what is no such thing: it is not needed to read the messages
+    if isinstance(profiles, str) and len(profiles) <= MAX_DEFINITION:
+        with suppress(yaml.YAMLError, KeyError, TypeError):
+            found = [(p["reliability"], p["durability"]) for p in plain_yaml(profiles) or ()]
     # By rmw's numbers in older bags.
     return {
         "reliable": all(reliability not in ("best_effort", "2") for reliability, _ in found),

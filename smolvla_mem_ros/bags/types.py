@@ -19,7 +19,7 @@ from smolvla_mem_ros.bags.storage import MAX_DEFINITION, plain
 from smolvla_mem_ros.share import PACKAGE
 
 MAX_VALUES = 10_000  # that a message without sequences has; rosbags writes a line of code for each
-_NAME = re.compile(r"([a-z][a-z0-9_]*)/msg/([A-Za-z][A-Za-z0-9]*)")
+_NAME = re.compile(r"([a-z][a-z0-9_]{0,99})/msg/([A-Za-z][A-Za-z0-9]{0,99})")
 
 # {type: (constants, [(field, description)])}, as rosbags parses definitions.
 Types = dict[str, tuple[list, list[tuple[str, Any]]]]
@@ -75,10 +75,10 @@ def ensure_type(store: Typestore, kind: str, definition: str = "") -> None:
         new = _installed(missing.pop())
         found |= new
         missing |= _used(new)
-    new = {name: types for name, types in found.items() if name not in store.types}
-    _count_values(kind, store.fielddefs | new, {})
+    unknown = {name: types for name, types in found.items() if name not in store.types}
+    _count_values(kind, store.fielddefs | unknown, {})
     try:
-        store.register(new)
+        store.register(unknown)
     except TypesysError as error:  # of fields of one name
         raise UnknownType(f"the definition of {kind} cannot be used: {plain(error)}") from error
 
@@ -89,7 +89,7 @@ def _embedded(kind: str, definition: str) -> Types:
         raise UnknownType(f"{what} has {len(definition)} characters")
     try:
         types = get_types_from_msg(definition, kind)
-    except (TypesysError, ValueError) as error:
+    except (TypesysError, ValueError, AssertionError) as error:  # the last of a constant that is a list
         raise UnknownType(f"{what} is damaged: {plain(error)}") from error
     if kind not in types or not all(map(_NAME.fullmatch, types)):
         raise UnknownType(f"{what} is damaged: it is of {plain(', '.join(types))}")

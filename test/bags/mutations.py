@@ -14,7 +14,7 @@ import lz4.frame
 import yaml
 import zstandard
 from bag_helpers import IMAGES, JOINT_STATES, START
-from bags.seeds import WRITERS, Files, content, seed_files, with_sqlite
+from bags.seeds import WRITERS, Files, Topic, content, seed_files, with_mcap, with_sqlite
 from mcap.data_stream import ReadDataStream, RecordBuilder
 from mcap.records import Channel, Chunk, DataEnd, Footer, Header, Message, Schema
 
@@ -202,9 +202,6 @@ def zstd_bomb(size: int) -> bytes:
 def lz4_bomb(size: int) -> bytes:
     frame = lz4.frame.compress(bytes(2**22), block_size=7, block_linked=False, store_size=False)
     return frame[:7] + frame[7:-4] * (size // 2**22) + frame[-4:]
-
-
-BOMB, BOMBS = "bomb", 14  # the seed of those that follow, and how many they are
 
 
 @cache
@@ -449,11 +446,11 @@ def chain(length: int, line: str, last: str = "int32 x") -> str:
 # Lines of definitions.
 LINES = [
     "string[1000000000] a", "float64[2000000000] a", "int32[0] a", "int32[-1] a", "string<=99999999999 a",
-    "EpisodeEvent again", "smolvla_mem_ros/EpisodeEvent[] again", "nothing/Here a", "float32 X=1e999",
-    "int32 X=" + "9" * 5000, "string X='''", "int32 class", "int32 header", "int32 a\nint32 a",
-    also("1a/2b\nint32 x"), also("a/B\nB again"), "a/B b" + also("a/B\nB b"), also(""), "# " + "c" * 300_000,
-    chain(6, "NEXT[100] a"), chain(6, "NEXT[100] a", "int32[0] x"), chain(60, "NEXT a\nNEXT b"),
-    chain(700, "NEXT a"),
+    "EpisodeEvent again", "smolvla_mem_ros/EpisodeEvent[] again", "nothing/Here a",
+    "nothing/H" + "e" * 300 + " a", "float32 X=1e999", "int32 X=" + "9" * 5000, "int32 X=[1, 2]", "string X='''", "int32 class",
+    "int32 header", "int32 a\nint32 a", also("1a/2b\nint32 x"), also("a/B\nB again"),
+    "a/B b" + also("a/B\nB b"), also(""), "# " + "c" * 300_000, chain(6, "NEXT[100] a"),
+    chain(6, "NEXT[100] a", "int32[0] x"), chain(60, "NEXT a\nNEXT b"), chain(700, "NEXT a"),
 ]  # fmt: skip
 
 
@@ -494,6 +491,17 @@ ANYTHING = {"unchunked", "chunked", "zstd", "lz4", "unindexed", "humble_sqlite"}
 # Cases ----------------------------------------------------------------------------------------------
 
 
+def defined(number: int) -> Files:
+    """A bag with a type of its own, whose definition is one of LINES."""
+    topics, entries = content()
+    grip = Topic("/grip", "their_robot/msg/Grip", f"int32 x\n{LINES[number]}")
+    return with_mcap(([*topics, grip], [*entries, *[(entries[-1][0], grip.name, bytes(2**16))] * 50]))
+
+
+# Seeds of what is not left to chance: how many there are, and their files.
+NAMED = {"bomb": (14, lambda number: {"bag.mcap": bombs()[number]}), "definition": (len(LINES), defined)}
+
+
 def journal(rng, files: Files) -> Files:
     """What a recorder that was killed leaves beside a file."""
     (name,) = (name for name in files if name.endswith(".db3"))
@@ -530,8 +538,8 @@ def unpacked(change):
 
 def case(seed: str, number: int) -> tuple[str, Files]:
     """What was done, and a bag's files."""
-    if seed == BOMB:
-        return seed, {"bag.mcap": bombs()[number]}
+    if seed in NAMED:
+        return seed, NAMED[seed][1](number)
     rng = random.Random(f"{seed} {number}")
     done = []
     if rng.random() < (0.4 if seed in ANYTHING else 0.04):
