@@ -448,8 +448,8 @@ LINES = [
     "string[1000000000] a", "float64[2000000000] a", "int32[0] a", "int32[-1] a", "string<=99999999999 a",
     "EpisodeEvent again", "smolvla_mem_ros/EpisodeEvent[] again", "nothing/Here a",
     "nothing/H" + "e" * 300 + " a", "float32 X=1e999", "int32 X=" + "9" * 5000, "int32 X=[1, 2]",
-    "string X='''", "int32 class", "int32 header", "int32 a\nint32 a", also("1a/2b\nint32 x"), also("a/B\nB again"),
-    "a/B b" + also("a/B\nB b"), also(""), "# " + "c" * 300_000, chain(6, "NEXT[100] a"),
+    "string X='''", "int32 class", "int32 header", "int32 a\nint32 a", also("1a/2b\nint32 x"),
+    also("a/B\nB again"), "a/B b" + also("a/B\nB b"), also(""), "# " + "c" * 300_000, chain(6, "NEXT[100] a"),
     chain(6, "NEXT[100] a", "int32[0] x"), chain(60, "NEXT a\nNEXT b"), chain(700, "NEXT a"),
 ]  # fmt: skip
 
