@@ -29,6 +29,7 @@ from smolvla_mem_ros.runtime.stamps import from_time, header_stamp
 # called start_episode.
 MODES = ("on", "off", "reset_every_step", "stale")
 
+FAR = 1e6  # radians
 KEEP = 5.0  # seconds of messages that a recorded commit may refer to
 LONG = 60.0  # seconds without any message, after which ticks are only counted
 
@@ -388,8 +389,12 @@ class Replay:
         if any(len(point.positions) != len(names) for point in decoded.points):
             raise Unused("command: a point has not one position for each joint")
         times = [begin + from_time(point.time_from_start) for point in decoded.points]
+        if times != sorted(times):
+            raise Unused("command: its points are not in the order of their times")
         turn = self._contract.radians_per_unit
         positions = [np.asarray(point.positions)[order] * turn for point in decoded.points]
+        if not (np.abs(positions) < FAR).all():
+            raise Unused("command: a position is not a finite number, or no joint's")
         # A trajectory counts from when it is there, even if it is stamped earlier.
         self.reference.add_command(max(begin, message.stamp), times, positions)
 

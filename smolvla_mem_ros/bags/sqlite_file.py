@@ -183,22 +183,26 @@ class SqliteFile:
     # Reading ------------------------------------------------------------------------------------
 
     def _in_order(self, wanted: dict[int, str], start: int, stop: int) -> Iterator[tuple[int, str, bytes]]:
-        before = start
+        before, came = start, 0
         marks = ",".join("?" * len(wanted))
-        for topic, stamp, raw in self._select(
+        for topic, stamp, in_row, raw in self._select(
             "messages",
             # Where there is no index of times, SQLite sorts: numbers of rows, not the data, of which it would
             # keep half the file in memory.
-            "SELECT topic, stamp, data FROM (SELECT rowid AS number, topic_id AS topic, timestamp AS stamp "
+            "SELECT topic, stamp, timestamp, data FROM "
+            "(SELECT rowid AS number, topic_id AS topic, timestamp AS stamp "
             f"FROM messages WHERE topic_id IN ({marks}) AND timestamp >= ? AND timestamp < ? "
             f"AND {IS_MESSAGE} ORDER BY timestamp, rowid LIMIT -1) "
             "CROSS JOIN messages ON messages.rowid = number",
             (*wanted, start, stop),
         ):
-            if stamp < before:
+            if stamp < before or stamp != in_row:
                 self.damage.note("its index of times is wrong")
-            before = stamp
+            before, came = stamp, came + 1
             yield stamp, wanted[topic], raw
+        whole = self.span and start <= self.span[0] and self.span[1] < stop
+        if whole and came < sum(topic.count for topic in self.topics if topic.name in wanted.values()):
+            self.damage.note("its index of times is not complete")
 
     def _one_by_one(self, wanted: dict[int, str], start: int, stop: int) -> Iterator[tuple[int, str, bytes]]:
         for row, topic, stamp in self._rows:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bags that are made to do harm: sizes that are lies, what contains itself, names that lead elsewhere."""
 
+import math
 import os
 import shutil
 import sqlite3
@@ -22,6 +23,7 @@ from mcap.records import Attachment, ChunkIndex, Footer, Statistics
 
 from smolvla_mem_ros.bags import mcap_file, storage
 from smolvla_mem_ros.bags.bag import Bag
+from smolvla_mem_ros.bags.frames import Framer
 from smolvla_mem_ros.bags.replay import Replay
 from smolvla_mem_ros.bags.storage import BagError, offered, plain, tally
 from smolvla_mem_ros.bags.streams import find_topics
@@ -411,3 +413,22 @@ def test_reasons_name_streams_whatever_joints_are_called(tmp_path):
     ]
     skips = played((topics, odd), tmp_path).played[0].skips
     assert {stream for key in skips for stream in key.split(": ")[1].split(", ")} <= set(contract().streams)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw.replace(struct.pack("<d", 0.2), struct.pack("<d", math.nan)),
+        lambda raw: raw.replace(struct.pack("<d", 0.2), struct.pack("<d", math.inf)),
+        lambda raw: raw.replace(struct.pack("<d", 0.2), struct.pack("<d", -1e300)),
+        lambda raw: raw[:-8] + struct.pack("<iI", -1, 0),  # the time of the last point
+    ],
+    ids=["nan", "inf", "far", "before"],
+)
+def test_a_command_that_no_joint_can_follow_is_no_action(tmp_path, change):
+    topics, entries = content()
+    bad = [(at, name, change(raw) if name == COMMANDS else raw) for at, name, raw in entries]
+    with Bag(lay_out(with_mcap((topics, bad)), tmp_path)) as bag:
+        framer = Framer(bag, contract(), task="sway")
+        assert list(framer.frames()) == [] and framer.actions_from == "commands"
+    assert sum(problem.startswith("command: ") for problem in framer.quality.unused) == 1

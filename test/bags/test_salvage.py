@@ -146,3 +146,36 @@ def test_without_its_index_a_sqlite_file_is_salvaged_in_order(tmp_path):
     refused(broken, tmp_path)
     came = saved(broken, tmp_path)
     assert sorted(came) == sorted(entries) and [m[0] for m in came] == [m[0] for m in entries]
+
+
+def test_a_message_that_the_index_does_not_tell_is_missed(tmp_path):
+    path = lay_out(seed_files("humble_sqlite"), tmp_path)
+    # An index of some messages that says that it is of all.
+    some = "CREATE INDEX timestamp_idx ON messages (timestamp ASC)"
+    for statements in (
+        f"DROP INDEX timestamp_idx; {some} WHERE id <> 20",
+        f"PRAGMA writable_schema = 1; UPDATE sqlite_master SET sql = '{some}' WHERE name = 'timestamp_idx'",
+    ):
+        connection = sqlite3.connect(path)
+        connection.executescript(statements)
+        connection.commit()
+        connection.close()
+    files = {"bag.db3": path.read_bytes()}
+    refused(files, tmp_path)
+    assert saved(files, tmp_path) == content()[1]
+
+
+def test_what_a_killed_recorder_left_in_a_log_beside_the_file_is_read(tmp_path):
+    """rosbag2 writes so with its profile "resilient"."""
+    path = lay_out(seed_files("humble_sqlite"), tmp_path)
+    writer = sqlite3.connect(path)
+    writer.execute("PRAGMA journal_mode = WAL")
+    writer.execute(
+        "INSERT INTO messages(topic_id, timestamp, data) VALUES (1, ?, ?)", (START + 10**12, b"last")
+    )
+    writer.commit()
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir() if not file.name.endswith("-shm")}
+    writer.close()
+    assert set(files) == {"bag.db3", "bag.db3-wal"}
+    refused(files, tmp_path / "left")
+    assert saved(files, tmp_path / "left") == [*content()[1], (START + 10**12, JOINT_STATES, b"last")]
