@@ -510,7 +510,7 @@ def journal(rng, files: Files) -> Files:
     head = magic + struct.pack(">IIIII", 0xFFFFFFFF, 5, len(files[name]) // max(size, 1), 512, size)
     first = struct.pack(">I", 1) + files[name][:size]
     # A page's checksum is the nonce and every 200th byte from the end.
-    check = (5 + sum(files[name][at] for at in range(size - 200, 0, -200))) % 2**32
+    check = (5 + sum(files[name][size - 200 : 0 : -200])) % 2**32
     whole = head.ljust(512, b"\0") + first + struct.pack(">I", check)
     others = whole + b"/x" + bytes(8) + magic
     left = rng.choice([b"", rng.randbytes(600), whole, any_bytes(rng, whole), others])
