@@ -110,10 +110,13 @@ class ObservationBuffer:
             )
         ordered = np.array([known[joint] for joint in self._contract.joints])
         radians = ordered * self._contract.radians_per_unit
-        broken = [j for j, r in zip(self._contract.joints, radians, strict=True) if not math.isfinite(r)]
+        # Checked as the policy gets it: 1e300 is finite here and not there.
+        with np.errstate(over="ignore"):
+            state = self._contract.units.from_radians(radians).astype(np.float32)
+        broken = [j for j, x in zip(self._contract.joints, state, strict=True) if not math.isfinite(x)]
         if broken:
             return f"the position of {', '.join(broken)} is not a finite number", None
-        return None, self._contract.units.from_radians(radians).astype(np.float32)
+        return None, state
 
     def clear(self) -> None:
         self._samples.clear()

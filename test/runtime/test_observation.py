@@ -81,7 +81,7 @@ def test_a_stamp_in_the_future_means_that_clocks_differ(buffer):
     assert "stamped 4.00 s in the future" in reason(buffer, SECOND).reason
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e300])
 def test_a_joint_that_is_not_finite_blocks_until_a_good_one_comes(buffer, value):
     fill(buffer, SECOND)
     problem = buffer.put_joint_state(SECOND, JOINTS, [0, 0, value, 0, 0, 0])
