@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Serialised messages of a few topics."""
 
+from types import SimpleNamespace
+
 import numpy as np
 
 from smolvla_mem_ros.bags.types import ensure_type, new_typestore
 from smolvla_mem_ros.bags.writer import BagWriter
+from smolvla_mem_ros.runtime.contract import make_contract
 
 START = 10**18  # ns
 ROBOT_JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
@@ -66,6 +69,27 @@ class Maker:
         kind = "trajectory_msgs/msg/JointTrajectory"
         message = types[kind](self.header(stamp), list(names), points)
         return bytes(self.store.serialize_cdr(message, kind))
+
+
+def robot_contract(chunk_size, n_action_steps, max_age=0.2):
+    """That of these topics and joints, at 10 Hz and in radians."""
+    cameras = {"observation.images.front": IMAGES, "observation.images.wrist": WRIST}
+    entries = {
+        "fps": 10,
+        "cameras": {name: {"topic": topic, "max_age": max_age} for name, topic in cameras.items()},
+        "state": {"topic": JOINT_STATES.lstrip("/")},
+        "command": {"topic": COMMANDS.lstrip("/")},
+        "joints": [{"name": name, "units": "radians"} for name in ROBOT_JOINTS],
+    }
+    feature = SimpleNamespace(shape=(len(ROBOT_JOINTS),))
+    checkpoint = SimpleNamespace(
+        image_features=cameras,
+        robot_state_feature=feature,
+        action_feature=feature,
+        chunk_size=chunk_size,
+        n_action_steps=n_action_steps,
+    )
+    return make_contract(entries, checkpoint)
 
 
 def write_run(

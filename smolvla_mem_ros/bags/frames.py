@@ -15,8 +15,9 @@ from smolvla_mem_ros.bags.bag import Bag
 from smolvla_mem_ros.bags.measures import between
 from smolvla_mem_ros.bags.replay import Played, Reference, Replay, Span
 from smolvla_mem_ros.bags.streams import Durations, find_topics
-from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract
+from smolvla_mem_ros.runtime.contract import Contract
 from smolvla_mem_ros.runtime.episode import Request, Result
+from smolvla_mem_ros.units import NANOSECONDS
 
 
 @dataclass(frozen=True)

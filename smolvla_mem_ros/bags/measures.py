@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from smolvla_mem_ros.bags.replay import Inference, Played, Reference
-from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract
+from smolvla_mem_ros.runtime.contract import Contract
+from smolvla_mem_ros.units import NANOSECONDS
 
 
 class Target:

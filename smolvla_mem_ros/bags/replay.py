@@ -16,13 +16,14 @@ from smolvla_mem_ros.bags.bag import Bag, Message
 from smolvla_mem_ros.bags.storage import BagError, tally
 from smolvla_mem_ros.bags.streams import StreamClock, Topics
 from smolvla_mem_ros.policy.memory import Memory
-from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract
+from smolvla_mem_ros.runtime.contract import Contract
 from smolvla_mem_ros.runtime.engine import Engine, EngineError
 from smolvla_mem_ros.runtime.episode import Episode, Request, Result
 from smolvla_mem_ros.runtime.images import ImageError, decode_image
 from smolvla_mem_ros.runtime.metrics import MemorySummary
 from smolvla_mem_ros.runtime.observation import STATE, ObservationBuffer, Skip
 from smolvla_mem_ros.runtime.stamps import from_time, header_stamp
+from smolvla_mem_ros.units import NANOSECONDS
 
 # on: the memory goes from inference to inference.  off: the model without its memory blocks.
 # reset_every_step: an empty memory for each.  stale: what was left by the episode before, as if nobody had

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from smolvla_mem_ros.bags.measures import Target
 from smolvla_mem_ros.bags.replay import Inference, Played
 from smolvla_mem_ros.evaluation.report import aligned, markdown
-from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract
+from smolvla_mem_ros.runtime.contract import Contract
+from smolvla_mem_ros.units import NANOSECONDS
 
 COLOURS = {"on": "#1f77b4", "off": "#d9a441", "reset_every_step": "#c26d3f", "stale": "#a05195"}
 LEAST = 4.0  # degrees that an axis shows

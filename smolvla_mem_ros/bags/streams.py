@@ -11,8 +11,9 @@ from typing import Any
 
 from smolvla_mem_ros.bags.bag import Bag
 from smolvla_mem_ros.bags.storage import BagError
-from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract
+from smolvla_mem_ros.runtime.contract import Contract
 from smolvla_mem_ros.runtime.observation import STATE
+from smolvla_mem_ros.units import NANOSECONDS
 
 IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 EVENT = "smolvla_mem_ros/msg/EpisodeEvent"

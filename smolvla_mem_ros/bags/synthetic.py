@@ -17,7 +17,8 @@ import numpy as np
 
 from smolvla_mem_ros.bags.types import ensure_type, new_typestore
 from smolvla_mem_ros.bags.writer import BagWriter
-from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract, make_contract
+from smolvla_mem_ros.runtime.contract import Contract, make_contract
+from smolvla_mem_ros.units import NANOSECONDS
 
 START = 1_700_000_000 * NANOSECONDS
 FPS, STATE_HZ = 30, 100

@@ -21,10 +21,10 @@ from smolvla_mem_ros.bags.bag import Bag
 from smolvla_mem_ros.bags.replay import Modes, Replay
 from smolvla_mem_ros.bags.streams import IMAGES, find_topics
 from smolvla_mem_ros.policy.memory import Memory
-from smolvla_mem_ros.runtime.contract import NANOSECONDS
 from smolvla_mem_ros.runtime.engine import Inference
 from smolvla_mem_ros.runtime.images import decode_image
 from smolvla_mem_ros.runtime.observation import Observation
+from smolvla_mem_ros.units import NANOSECONDS
 
 Progress = Callable[[int], None]
 

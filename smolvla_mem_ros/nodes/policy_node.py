@@ -26,7 +26,7 @@ from smolvla_mem_ros.nodes.policy_report import PolicyReport
 from smolvla_mem_ros.nodes.running import ended_at_once_by_signals, run_node
 from smolvla_mem_ros.policy.checkpoint import CheckpointError, load_checkpoint, load_config
 from smolvla_mem_ros.policy.memory import Memory
-from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract, ContractError, load_contract
+from smolvla_mem_ros.runtime.contract import Contract, ContractError, load_contract
 from smolvla_mem_ros.runtime.engine import Engine
 from smolvla_mem_ros.runtime.episode import Episode, Request, Result
 from smolvla_mem_ros.runtime.metrics import MemorySummary
@@ -36,6 +36,7 @@ from smolvla_mem_ros.runtime.trajectory import TrajectorySegment
 from smolvla_mem_ros.runtime.worker import InferenceWorker
 from smolvla_mem_ros.share import share_path
 from smolvla_mem_ros.srv import StartEpisode
+from smolvla_mem_ros.units import NANOSECONDS
 
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 

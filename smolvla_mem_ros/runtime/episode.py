@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract
+from smolvla_mem_ros.runtime.contract import Contract
 from smolvla_mem_ros.runtime.observation import Observation, ObservationBuffer, Skip, SkipKind
 from smolvla_mem_ros.runtime.trajectory import Chunk, TrajectorySegment, hold, to_segment
+from smolvla_mem_ros.units import NANOSECONDS
 
 
 @dataclass(frozen=True)

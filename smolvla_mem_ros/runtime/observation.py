@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract
+from smolvla_mem_ros.runtime.contract import Contract
 from smolvla_mem_ros.runtime.images import ImageError, decode_image
+from smolvla_mem_ros.units import NANOSECONDS
 
 STATE = "joint_states"
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract
+from smolvla_mem_ros.runtime.contract import Contract
+from smolvla_mem_ros.units import NANOSECONDS
 
 # Seconds in which a hold brings the arm to rest.
 STOP_TIME = 0.15

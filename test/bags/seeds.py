@@ -8,19 +8,26 @@ from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import yaml
-from bag_helpers import COMMANDS, EVENTS, IMAGES, JOINT_STATES, KINDS, ROBOT_JOINTS, START, Maker
+from bag_helpers import (
+    COMMANDS,
+    EVENTS,
+    IMAGES,
+    JOINT_STATES,
+    KINDS,
+    START,
+    Maker,
+    robot_contract,
+)
 from mcap.writer import CompressionType, IndexType
 from mcap.writer import Writer as McapWriter
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
 from smolvla_mem_ros.bags.types import ensure_type
 from smolvla_mem_ros.bags.writer import BagWriter
-from smolvla_mem_ros.runtime.contract import make_contract
 
 WRIST = "/camera/wrist/image_raw/compressed"
 COMMITS = "/policy/memory_state"
@@ -100,22 +107,7 @@ def content() -> Content:
 
 @cache
 def contract():
-    cameras = {"front": IMAGES, "wrist": WRIST}
-    entries = {
-        "fps": 10,
-        "cameras": {f"observation.images.{c}": {"topic": t, "max_age": 0.3} for c, t in cameras.items()},
-        "state": {"topic": "joint_states"},
-        "command": {"topic": "so100/joint_trajectory"},
-        "joints": [{"name": name, "units": "radians"} for name in ROBOT_JOINTS],
-    }
-    checkpoint = SimpleNamespace(
-        image_features={f"observation.images.{c}": None for c in cameras},
-        robot_state_feature=SimpleNamespace(shape=(6,)),
-        action_feature=SimpleNamespace(shape=(6,)),
-        chunk_size=4,
-        n_action_steps=2,
-    )
-    return make_contract(entries, checkpoint)
+    return robot_contract(chunk_size=4, n_action_steps=2, max_age=0.3)
 
 
 # Bags -----------------------------------------------------------------------------------------------

@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bag is replayed as the live node would have lived it: episodes, ticks, memory, and what is wrong."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
-from bag_helpers import COMMANDS, EVENTS, IMAGES, JOINT_STATES, KINDS, ROBOT_JOINTS, START, WRIST, write_run
+from bag_helpers import (
+    COMMANDS,
+    EVENTS,
+    IMAGES,
+    JOINT_STATES,
+    KINDS,
+    ROBOT_JOINTS,
+    START,
+    WRIST,
+    robot_contract,
+    write_run,
+)
 
 from smolvla_mem_ros.bags import measures
 from smolvla_mem_ros.bags.bag import Bag
@@ -15,7 +24,6 @@ from smolvla_mem_ros.bags.storage import BagError
 from smolvla_mem_ros.bags.streams import find_topics
 from smolvla_mem_ros.bags.writer import BagWriter
 from smolvla_mem_ros.policy.memory import Memory
-from smolvla_mem_ros.runtime.contract import make_contract
 from smolvla_mem_ros.runtime.engine import EngineError, Inference
 
 SECOND = 10**9
@@ -23,22 +31,7 @@ SECOND = 10**9
 
 @pytest.fixture
 def contract():
-    cameras = {"front": IMAGES, "wrist": WRIST}
-    entries = {
-        "fps": 10,
-        "cameras": {f"observation.images.{c}": {"topic": t, "max_age": 0.2} for c, t in cameras.items()},
-        "state": {"topic": "joint_states"},
-        "command": {"topic": "so100/joint_trajectory"},
-        "joints": [{"name": name, "units": "radians"} for name in ROBOT_JOINTS],
-    }
-    checkpoint = SimpleNamespace(
-        image_features={f"observation.images.{c}": None for c in cameras},
-        robot_state_feature=SimpleNamespace(shape=(6,)),
-        action_feature=SimpleNamespace(shape=(6,)),
-        chunk_size=8,
-        n_action_steps=5,
-    )
-    return make_contract(entries, checkpoint)
+    return robot_contract(chunk_size=8, n_action_steps=5)
 
 
 class Engine:

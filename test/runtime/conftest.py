@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from smolvla_mem_ros.runtime.contract import NANOSECONDS, Contract, make_contract
+from smolvla_mem_ros.runtime.contract import Contract, make_contract
 from smolvla_mem_ros.runtime.observation import ObservationBuffer
+from smolvla_mem_ros.units import NANOSECONDS
 
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 SECOND = NANOSECONDS
