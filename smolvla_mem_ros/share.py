@@ -9,6 +9,9 @@ from pathlib import Path
 
 PACKAGE = "smolvla_mem_ros"
 
+# The policy that the package ships, and the contract that it was trained for.
+CHECKPOINT, CONTRACT = "config/checkpoints/demo", "config/memory_tasks.yaml"
+
 
 def share_path(relative: str) -> Path:
     """The file ``relative`` (such as ``config/fastdds.xml``) of this package.

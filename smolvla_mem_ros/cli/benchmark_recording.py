@@ -29,14 +29,13 @@ from sensor_msgs.msg import Image, JointState
 from tqdm import tqdm
 
 from smolvla_mem_ros.bags.bag import Bag
-from smolvla_mem_ros.cli.evaluate_bag import CHECKPOINT, CONTRACT
 from smolvla_mem_ros.cli.launching import LaunchArguments, to_process, transport_environment
 from smolvla_mem_ros.cli.processes import ProcessGroup
 from smolvla_mem_ros.evaluation.provenance import machine, versions
 from smolvla_mem_ros.msg import MemoryState
 from smolvla_mem_ros.policy.checkpoint import load_config
 from smolvla_mem_ros.runtime.contract import load_contract
-from smolvla_mem_ros.share import share_path
+from smolvla_mem_ros.share import CHECKPOINT, CONTRACT, share_path
 from smolvla_mem_ros.units import NANOSECONDS
 
 IMAGE_HZ, STATE_HZ = 30, 100

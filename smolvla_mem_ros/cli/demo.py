@@ -40,15 +40,13 @@ from smolvla_mem_ros.msg import MemoryState, PolicyStatus
 from smolvla_mem_ros.nodes.messages import decode_raw_image
 from smolvla_mem_ros.policy.checkpoint import CheckpointError, load_config
 from smolvla_mem_ros.runtime.stamps import from_time, header_stamp
-from smolvla_mem_ros.share import share_path
+from smolvla_mem_ros.share import CHECKPOINT, CONTRACT, share_path
 from smolvla_mem_ros.sim.demos import draw
 from smolvla_mem_ros.sim.tasks import FPS, TASKS, MemoryTask, get_task
 from smolvla_mem_ros.srv import StartEpisode
 from smolvla_mem_ros.units import NANOSECONDS
 
 TASK, EPISODES = "CueRecall2", 5
-CHECKPOINT = "config/checkpoints/demo"
-CONTRACT = "config/memory_tasks.yaml"
 INSTRUCTION = "sway gently"  # for the tiny policy, which knows nothing else
 PICTURES = 8  # of a run without a task
 PICTURE_PERIOD = 0.2  # s, in one with a task

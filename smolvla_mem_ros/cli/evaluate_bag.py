@@ -19,9 +19,7 @@ from typing import Any
 import yaml
 
 from smolvla_mem_ros.cli.bag_progress import bag_progress
-from smolvla_mem_ros.share import share_path
-
-CHECKPOINT, CONTRACT = "config/checkpoints/demo", "config/memory_tasks.yaml"
+from smolvla_mem_ros.share import CHECKPOINT, CONTRACT, share_path
 
 EPILOG = """\
 examples:

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from smolvla_mem_ros.cli import launching
-from smolvla_mem_ros.cli.evaluate_bag import CHECKPOINT, CONTRACT
 from smolvla_mem_ros.cli.launching import LaunchArguments, LaunchError, NodeSpec, argument
-from smolvla_mem_ros.share import PACKAGE, share_path
+from smolvla_mem_ros.share import CHECKPOINT, CONTRACT, PACKAGE, share_path
 
 EXAMPLES = f"""examples:
   the demo's policy on a bag of the demo (make demo RECORD=outputs/demo_bag):
