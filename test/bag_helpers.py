@@ -71,9 +71,9 @@ class Maker:
         return bytes(self.store.serialize_cdr(message, kind))
 
 
-def robot_contract(chunk_size, n_action_steps, max_age=0.2):
+def robot_contract(chunk_size, n_action_steps, wrist=WRIST, max_age=0.2):
     """That of these topics and joints, at 10 Hz and in radians."""
-    cameras = {"observation.images.front": IMAGES, "observation.images.wrist": WRIST}
+    cameras = {"observation.images.front": IMAGES, "observation.images.wrist": wrist}
     entries = {
         "fps": 10,
         "cameras": {name: {"topic": topic, "max_age": max_age} for name, topic in cameras.items()},

@@ -107,7 +107,7 @@ def content() -> Content:
 
 @cache
 def contract():
-    return robot_contract(chunk_size=4, n_action_steps=2, max_age=0.3)
+    return robot_contract(chunk_size=4, n_action_steps=2, wrist=WRIST, max_age=0.3)
 
 
 # Bags -----------------------------------------------------------------------------------------------
