@@ -162,8 +162,10 @@ def test_a_thousand_resets_and_starts_against_running_inference(make_scene, chec
     policy._worker._infer = lambda *args: (time.sleep(rng.choice((0, 0.01, 0.05))), real(*args))[1]
     assert scene.call("start_episode", task="sway").success
     resets = 0
-    while resets < 1000 or policy._episode.counters.accepted < 20:
-        assert resets < 3000, policy._episode.counters
+    counters = policy._episode.counters
+    # How many inferences a reset interrupts is up to the machine's speed.
+    while resets < 1000 or counters.accepted < 20 or counters.dropped_epoch < 50:
+        assert resets < 5000, counters
         resets += 1
         # The node's own callbacks, called on its own thread between two of its callbacks.
         if rng.random() < 0.5:
@@ -173,9 +175,9 @@ def test_a_thousand_resets_and_starts_against_running_inference(make_scene, chec
             policy._on_start_episode(request, type("Response", (), {})())
         assert policy._episode.memory is None
         scene.spin(rng.choice((0, 0, 0, 0.01, 0.03, 0.2)))
+        counters = policy._episode.counters
     scene.wait_for_commits(3)
     counters = policy._episode.counters
-    assert counters.dropped_epoch > 50
     outcomes = (counters.accepted, counters.dropped_epoch, counters.dropped_late, counters.failed)
     assert counters.inferences == sum(outcomes)
     assert len({from_time(m.last_reset) for m in scene.robot.memories}) > 0.9 * resets

@@ -113,13 +113,19 @@ def test_a_task_with_a_longer_budget_has_it_with_memory_and_without():
 
 @pytest.mark.parametrize("memory", [{}, {"num_mem_tokens": 2}, None])
 @pytest.mark.parametrize(
-    ("tasks", "first"),
-    [(tuple(TASKS), "Sequence2of3"), (("LateCue2",), "CueRecall2"), (("CueRecallShuffled3",), "CueRecall3")],
+    ("tasks", "before"),
+    [
+        (("LateCue2",), ["CueRecall2"]),
+        (("CueRecallShuffled3",), ["CueRecall3"]),
+        (("Sequence2of3",), ["CueRecall3"]),
+        (tuple(TASKS), ["CueRecall3", "Sequence2of3"]),
+    ],
 )
-def test_some_start_from_another_task_learned_with_the_same_memory_and_seed(tasks, first, memory):
-    training, start = (RECIPE.training(each, 2, memory) for each in (tasks, (first,)))
-    assert training.stages == [RECIPE.pretraining(), start, training]
-    assert f"--policy.pretrained_path={start.checkpoint()}" in training.arguments()
+def test_some_start_from_another_task_learned_with_the_same_memory_and_seed(tasks, before, memory):
+    training = RECIPE.training(tasks, 2, memory)
+    starts = [RECIPE.training((task,), 2, memory) for task in before]
+    assert training.stages == [RECIPE.pretraining(), *starts, training]
+    assert f"--policy.pretrained_path={starts[-1].checkpoint()}" in training.arguments()
 
 
 def test_a_field_whose_default_is_not_in_the_recipe_is_refused():
