@@ -14,15 +14,16 @@ import yaml
 
 from smolvla_mem_ros.bags.bag import Bag
 from smolvla_mem_ros.bags.storage import BagError, plain, tally
-from smolvla_mem_ros.bags.streams import IMAGES, KINDS, StreamClock
+from smolvla_mem_ros.bags.streams import IMAGES, JOINT_STATE, JOINT_TRAJECTORY, StreamClock
 from smolvla_mem_ros.runtime.images import ImageError, decode_image
-from smolvla_mem_ros.runtime.observation import STATE
 from smolvla_mem_ros.runtime.stamps import header_stamp
 
 # Parts of a topic's name that do not tell one camera from another.
 COMMON = re.compile(
     r"^(image(_(raw|rect|color|colour|mono))*|raw|rgb|color|compressed|camera|cam|usb_cam|sensors?)$"
 )
+# In the name of joint states that tell where the joints are to be, not where they are.
+COMMANDING = re.compile(r"leader|command|cmd|goal|target|desired|action")
 RATES = (10, 15, 20, 25, 30, 50, 60)  # Hz, of training data
 DEGREES = 7.0  # rad; no joint of an arm turns so far from its middle
 STILL = 0.01  # rad or m; a gripper that moved no more was not seen to open
@@ -66,14 +67,14 @@ class Inspection:
 
 def inspect(bag: Bag, progress: Callable[[int], None] = lambda now: None) -> Inspection:
     """Read all images' stamps, the first image of each camera, and all joint states and commands."""
-    wanted = (*IMAGES, *KINDS[STATE], *KINDS["commands"])
+    wanted = (*IMAGES, JOINT_STATE, JOINT_TRAJECTORY)
     seen = {name: Seen(topic.kind) for name, topic in bag.topics.items() if topic.kind in wanted}
     problems: Counter[str] = Counter()
     for message in bag.messages(seen):
         one = seen[message.topic]
         try:
             one.clock.note(header_stamp(message.raw), message.stamp)
-            if one.kind in KINDS[STATE]:
+            if one.kind == JOINT_STATE:
                 _note_joints(one, bag.decode(message))
             elif not one.form:
                 decoded = bag.decode(message)
@@ -128,7 +129,11 @@ def propose(inspection: Inspection, cameras: list[str] | None = None, fps: float
     Raises:
         BagError: there are no images or no joint states.
     """
-    images, states = inspection.of(IMAGES), inspection.of(KINDS[STATE])
+    images, states = inspection.of(IMAGES), inspection.of((JOINT_STATE,))
+    goals = {topic: seen for topic, seen in states.items() if COMMANDING.search(topic)}
+    if len(goals) == len(states):
+        goals = {}
+    states = {topic: seen for topic, seen in states.items() if topic not in goals}
     if not images or not states:
         raise BagError(
             "no contract can be proposed: the bag holds no "
@@ -162,10 +167,12 @@ def propose(inspection: Inspection, cameras: list[str] | None = None, fps: float
     state, others = _most(states)
     notes = [f"{states[state].clock.rate:.1f} Hz", *others]
     lines += ["", _line(f"state: {{{_topic(state, states[state], 0.1)}}}", notes)]
-    commands = inspection.of(KINDS["commands"])
+    commands = inspection.of((JOINT_TRAJECTORY,)) or goals
     commanded: list[str] = []
     if commands:
         command, others = _most(commands)
+        if commands is goals:
+            others = ["? by its name", *others]
         commanded = list(commands[command].joints)
         lines.append(_line(f"command: {{topic: {_text(command)}}}", others))
     else:

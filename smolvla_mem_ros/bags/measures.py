@@ -13,6 +13,8 @@ from smolvla_mem_ros.bags.replay import Inference, Played, Reference
 from smolvla_mem_ros.runtime.contract import Contract
 from smolvla_mem_ros.units import NANOSECONDS
 
+GOAL_HOLDS = NANOSECONDS // 5  # ns; who streams goals does so at 5 Hz or more
+
 
 class Target:
     """Where the joints were to be, as a function of time: what was commanded, or else where they went.
@@ -49,9 +51,11 @@ class Target:
         for number in np.unique(latest[latest >= 0]):
             rows = latest == number
             points, positions = self._reference.command(self._order[number])
-            # Beyond its end a trajectory says nothing; before its first point the arm is on its way there.
-            within = rows & (times <= points[-1])
-            found[within] = between(np.maximum(times[within], points[0]), points, positions)
+            # Beyond its end a trajectory says nothing, and a single goal holds until the next one;
+            # before its first point the arm is on its way there.
+            end = points[-1] + (GOAL_HOLDS if len(points) == 1 else 0)
+            within = rows & (times <= end)
+            found[within] = between(np.clip(times[within], points[0], points[-1]), points, positions)
         return found
 
 

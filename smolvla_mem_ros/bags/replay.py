@@ -14,7 +14,7 @@ import numpy as np
 
 from smolvla_mem_ros.bags.bag import Bag, Message
 from smolvla_mem_ros.bags.storage import BagError, tally
-from smolvla_mem_ros.bags.streams import StreamClock, Topics
+from smolvla_mem_ros.bags.streams import JOINT_STATE, StreamClock, Topics
 from smolvla_mem_ros.policy.memory import Memory
 from smolvla_mem_ros.runtime.contract import Contract
 from smolvla_mem_ros.runtime.engine import Engine, EngineError
@@ -380,20 +380,22 @@ class Replay:
 
     def _take_command(self, message: Message) -> None:
         decoded = self._decoded(message)
-        names = list(decoded.joint_names)
-        if not decoded.points or any(joint not in names for joint in self._contract.joints):
+        goal = self._bag.topics[message.topic].kind == JOINT_STATE
+        names = list(decoded.name if goal else decoded.joint_names)
+        rows = [decoded.position] if goal else [point.positions for point in decoded.points]
+        if not rows or any(joint not in names for joint in self._contract.joints):
             return
         order = [names.index(joint) for joint in self._contract.joints]
         begin = from_time(decoded.header.stamp)
         if abs(message.stamp - begin) > KEEP * NANOSECONDS:
             begin = message.stamp
-        if any(len(point.positions) != len(names) for point in decoded.points):
+        if any(len(row) != len(names) for row in rows):
             raise Unused("command: a point has not one position for each joint")
-        times = [begin + from_time(point.time_from_start) for point in decoded.points]
+        times = [begin] if goal else [begin + from_time(point.time_from_start) for point in decoded.points]
         if times != sorted(times):
             raise Unused("command: its points are not in the order of their times")
         turn = self._contract.radians_per_unit
-        positions = [np.asarray(point.positions)[order] * turn for point in decoded.points]
+        positions = [np.asarray(row)[order] * turn for row in rows]
         if not (np.abs(positions) < FAR).all():
             raise Unused("command: a position is not a finite number, or no joint's")
         # A trajectory counts from when it is there, even if it is stamped earlier.

@@ -18,7 +18,9 @@ from smolvla_mem_ros.units import NANOSECONDS
 IMAGES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 EVENT = "smolvla_mem_ros/msg/EpisodeEvent"
 COMMIT = "smolvla_mem_ros/msg/MemoryState"
-KINDS = {STATE: ("sensor_msgs/msg/JointState",), "commands": ("trajectory_msgs/msg/JointTrajectory",)}
+JOINT_STATE, JOINT_TRAJECTORY = "sensor_msgs/msg/JointState", "trajectory_msgs/msg/JointTrajectory"
+# A leader arm, or a node that streams goals, commands in joint states.
+KINDS = {STATE: (JOINT_STATE,), "commands": (JOINT_TRAJECTORY, JOINT_STATE)}
 
 # A stamp that is further than this from when the message came was made by another clock.
 CLOCK_TOLERANCE = 5.0
@@ -30,7 +32,8 @@ class Topics:
 
     Args:
         streams: topic -> stream of the contract ("joint_states", or a camera's name).
-        commands, events, commits: JointTrajectory, EpisodeEvent and MemoryState; None when not recorded.
+        commands: JointTrajectory or JointState; None when not recorded, as are the others.
+        events, commits: EpisodeEvent and MemoryState.
     """
 
     streams: dict[str, str]
@@ -70,9 +73,10 @@ def find_topics(bag: Bag, contract: Contract) -> Topics:
             "there and proposes a contract"
         )
     of_kind = {kind: [t.name for t in bag.topics.values() if t.kind == kind] for kind in (EVENT, COMMIT)}
+    command = _named(bag, contract.command_topic, KINDS["commands"])
     return Topics(
         streams,
-        _named(bag, contract.command_topic, KINDS["commands"]),
+        None if command in streams else command,
         *(names[0] if len(names) == 1 else None for names in of_kind.values()),
     )
 

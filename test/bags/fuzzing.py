@@ -116,7 +116,9 @@ def framed(bag: Bag) -> None:
     json.dumps(framer.quality.summary())
 
 
-def played(bag: Bag) -> None:
+def played(bag: Bag) -> int:
+    """How often the policy was asked."""
+    asked = 0
     topics = find_topics(bag, contract())
     for recorded in (False, True) if topics.commits and topics.events else (False,):
         replay = Replay(bag, contract(), topics, Still(), task="sway", recorded_ticks=recorded)
@@ -124,6 +126,8 @@ def played(bag: Bag) -> None:
         tell(replay.unused)
         inferences = [one for played in replay.played for one in played.inferences.get("on", [])]
         errors(inferences, Target(replay.reference), contract())
+        asked += len(inferences)
+    return asked
 
 
 def tell(texts) -> None:
@@ -153,8 +157,12 @@ def warm_up() -> None:
     bombs()
     for seed in WRITERS:
         with tempfile.TemporaryDirectory() as folder:
-            outcome = read(lay_out(seed_files(seed), Path(folder)))
+            path = lay_out(seed_files(seed), Path(folder))
+            outcome = read(path)
             assert outcome == "read", f"the untouched {seed} is {outcome}"
+            with Bag(path) as bag:
+                # Or nothing is tried of what follows.
+                assert played(bag) > 5, f"the untouched {seed} is not played"
 
 
 def main(argv: list[str]) -> None:

@@ -5,7 +5,7 @@ Metadata and tables are written here by hand, from what rosbag2's branches write
 """
 
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -21,6 +21,8 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from smolvla_mem_ros.bags.bag import Bag
+from smolvla_mem_ros.bags.frames import Framer
+from smolvla_mem_ros.bags.measures import Target
 from smolvla_mem_ros.bags.replay import Replay
 from smolvla_mem_ros.bags.storage import BagError
 from smolvla_mem_ros.bags.streams import find_topics
@@ -462,3 +464,39 @@ def test_a_policy_sees_a_foreign_robot_as_its_own(tmp_path, storage, degrees, ca
     states = replay.reference.states[:1][1]
     np.testing.assert_allclose(states, [[known[name] for name in POLICY]], atol=1e-6)
     assert not replay.unused
+
+
+@pytest.mark.parametrize("leader", ["/leader/joint_states", "/arm/goal"])
+def test_a_leader_arm_commands_in_joint_states(tmp_path, monkeypatch, leader):
+    """Which it streams: what it says holds until it says something else."""
+    monkeypatch.setitem(SENT, leader, JointState)
+    entries = [entry for entry in ENTRIES if entry[1] != COMMANDS]
+    for stamp in range(START, START + 2 * 10**9, 50_000_000):
+        goal = JointState(name=list(NAMES), position=positions((stamp - START) / 1e9 + 1))
+        entries.append((stamp, leader, serialize_message(stamped(goal, stamp))))
+    folder = record(tmp_path / "bag", RELEASES[1], "mcap", entries)
+    contract = contract_for(folder, tmp_path)
+    assert (contract.state_topic, contract.command_topic) == (STATES, leader)
+    assert "? by its name" in (tmp_path / "proposal.yaml").read_text()
+    replay, seen = play(folder, contract)
+    check(seen)
+    target = Target(replay.reference)
+    assert target.kind == "commands"
+    told = [dict(zip(NAMES, positions(at), strict=True)) for at in (1.0, 1.05, 2.95)]
+    times = START + np.array([49_999_999, 50_000_000, 2_100_000_000])
+    np.testing.assert_allclose(target.at(times), [[at[name] for name in POLICY] for at in told], atol=1e-6)
+    # Of one that fell silent nothing is known.
+    assert np.isnan(target.at(times + 300_000_000)[-1]).all()
+    with Bag(folder) as bag:
+        framer = Framer(bag, contract, task="sway")
+        frame = next(framer.frames())
+    assert framer.actions_from == "commands"
+    ahead = frame.action - frame.state
+    np.testing.assert_allclose(ahead[:2], np.degrees([0, 0.1]), atol=0.5)  # base, elbow
+
+
+def test_a_topic_of_joint_states_is_not_its_own_command(tmp_path):
+    contract = contract_for(record(tmp_path / "bag", RELEASES[1], "mcap"), tmp_path)
+    with Bag(tmp_path / "bag") as bag:
+        topics = find_topics(bag, replace(contract, command_topic=STATES))
+    assert STATES in topics.streams and topics.commands is None

@@ -129,7 +129,7 @@ def test_any_name_of_a_joint_is_one_that_the_contract_takes(tmp_path, maker, nam
 
 
 def test_what_cannot_be_shown_as_a_picture_is_no_camera_and_other_topics_are_named(tmp_path, maker):
-    depth, jpeg, other = "/camera/depth/image_raw", "/camera/top/jpeg", "/leader/joint_states"
+    depth, jpeg, other = "/camera/depth/image_raw", "/camera/top/jpeg", "/second/joint_states"
     types = maker.store.types
     packed = types["sensor_msgs/msg/CompressedImage"](
         maker.header(START),
