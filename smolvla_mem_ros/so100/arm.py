@@ -31,6 +31,10 @@ DEFAULT_UPPER = (1.92, 1.745, 1.69, 1.658, 2.841, GRIPPER_OPEN)
 # strength to follow what it is told while it carries the arm.
 DEFAULT_MAX_VELOCITY = (3.0,) * len(JOINTS)
 
+# rad/s^2. LeRobot sets the servos' own acceleration to its largest, 254 x 100 ticks/s^2 (39 rad/s^2); three
+# quarters of that are asked for, so that the servo does what it is told when it is told.
+DEFAULT_MAX_ACCELERATION = (30.0,) * len(JOINTS)
+
 TICKS = 4096  # of the servo's encoder, per turn
 RADIANS_PER_TICK = 2 * np.pi / (TICKS - 1)  # LeRobot's scale: 360 degrees are 4095 ticks
 
@@ -42,8 +46,10 @@ class ArmConfig:
     Args:
         lower, upper: (6,) rad.
         max_velocity: (6,) rad/s.
+        max_acceleration: (6,) rad/s^2.
         allow_partial: whether a trajectory may leave joints out (they stay where they were last told to be).
         blend_time: s, how long a new trajectory takes to take over from the one before.
+        speed_scaling: the share of ``max_velocity`` that may be used, above 0 and up to 1.
 
     Raises:
         ValueError: a value does not make sense; names every one of them.
@@ -52,11 +58,13 @@ class ArmConfig:
     lower: np.ndarray = DEFAULT_LOWER
     upper: np.ndarray = DEFAULT_UPPER
     max_velocity: np.ndarray = DEFAULT_MAX_VELOCITY
+    max_acceleration: np.ndarray = DEFAULT_MAX_ACCELERATION
     allow_partial: bool = False
     blend_time: float = 0.1
+    speed_scaling: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("lower", "upper", "max_velocity"):
+        for name in ("lower", "upper", "max_velocity", "max_acceleration"):
             value = np.asarray(getattr(self, name), float)
             if value.shape != (len(JOINTS),):
                 raise ValueError(f"{name} must have {len(JOINTS)} values, not shape {value.shape}")
@@ -66,13 +74,16 @@ class ArmConfig:
             for joint, low, high in zip(JOINTS, self.lower, self.upper, strict=True)
             if not low < high
         ]
-        problems += [
-            f"{joint}: the largest velocity {speed:g} must be above zero"
-            for joint, speed in zip(JOINTS, self.max_velocity, strict=True)
-            if not 0 < speed < np.inf
-        ]
+        for what in ("velocity", "acceleration"):
+            problems += [
+                f"{joint}: the largest {what} {value:g} must be above zero"
+                for joint, value in zip(JOINTS, getattr(self, f"max_{what}"), strict=True)
+                if not 0 < value < np.inf
+            ]
         if not 0 < self.blend_time < np.inf:
             problems.append(f"the blend time {self.blend_time:g} s must be above zero")
+        if not 0 < self.speed_scaling <= 1:
+            problems.append(f"the speed scaling {self.speed_scaling:g} must be above zero and at most one")
         if problems:
             raise ValueError("; ".join(problems))
 
