@@ -8,19 +8,19 @@ from collections.abc import Callable, Sequence
 import mujoco
 import numpy as np
 
+from smolvla_mem_ros.sim.joint_servos import JointServos
 from smolvla_mem_ros.sim.scene import HOME, Scene
-from smolvla_mem_ros.sim.servo_bus import Servo
+from smolvla_mem_ros.sim.servo import Servo
 from smolvla_mem_ros.so100.arm import Calibration
 
-MAX_SPEED = 4.7  # rad/s: 45 rpm, what an STS3215 reaches without load
 LONGEST_CATCH_UP = 0.5  # s; after a longer pause the simulation has stood still instead
 
 
 class ArmPlant:
     """Drives the scene's arm the way its servos' registers say, and writes back what they measure.
 
-    A servo with torque on moves its target to the goal no faster than MAX_SPEED; one with torque off
-    stays where it is by the friction of its gears.
+    A servo with torque on moves its target to the goal no faster than it can; one with torque off, or
+    stuck, stays where it is by the friction of its gears.
 
     Args:
         scene: stepped by this object alone.
@@ -39,25 +39,28 @@ class ArmPlant:
         seed: int | None = None,
     ) -> None:
         self._scene = scene
-        self._ticks = calibration.ticks
-        self._mounting = calibration.offset
-        self._servos = servos
+        self._joints = JointServos(calibration, servos)
+        self._strength = scene.model.actuator_forcerange.copy()
         self._clock = clock
         self._rng = None if seed is None else np.random.default_rng(seed)
         self.resets = 0
         self._start(HOME)
 
+    @property
+    def qpos(self) -> np.ndarray:
+        """(nq,) all joint positions of the scene's model."""
+        return self._scene.data.qpos
+
     def reset(self) -> None:
         """Blocks back to their places, and the arm too, unless torque holds it: then it is its driver's."""
         self.resets += 1
-        held = any(servo["Torque_Enable"] == 1 for servo in self._servos)
-        self._start(self._scene.arm_position if held else HOME)
+        self._start(self._scene.arm_position if self._joints.torque.any() else HOME)
 
     def _start(self, arm: Sequence[float]) -> None:
         self._scene.reset(self._rng, arm)
         self._target = self._scene.arm_position
         self._time = self._clock()
-        self._measure()
+        self._measure(0.0)
 
     def advance(self) -> None:
         """Steps the physics up to the clock and updates the registers."""
@@ -69,23 +72,20 @@ class ArmPlant:
         if steps < 1:
             return
         self._time += steps * step
-        goal = self._ticks.to_radians(np.array([s.goal for s in self._servos]) - self._mounting)
-        powered = np.array([s["Torque_Enable"] == 1 for s in self._servos])
-        data = self._scene.data
-        held = np.where(powered, goal, self._target)
+        torque, most = self._joints.torque, self._joints.max_speed * step
+        driven = (torque > 0) & ~self._joints.stuck
+        model, data = self._scene.model, self._scene.data
+        model.actuator_forcerange[:] = self._strength * np.where(driven, torque, 1.0)[:, None]
+        held = np.where(driven, self._joints.goal, self._target)
         for _ in range(steps):
-            self._target += np.clip(held - self._target, -MAX_SPEED * step, MAX_SPEED * step)
+            self._target += np.clip(held - self._target, -most, most)
             data.ctrl[:] = self._target
-            mujoco.mj_step(self._scene.model, data)
-        self._measure()
+            mujoco.mj_step(model, data)
+        self._measure(steps * step)
 
-    def _to_ticks(self, radians: np.ndarray) -> np.ndarray:
-        return self._ticks.from_radians(radians) + self._mounting
-
-    def _measure(self) -> None:
-        ticks = self._to_ticks(self._scene.arm_position)
-        speed = self._scene.arm_velocity * self._ticks.scale
-        limit = self._scene.model.actuator_forcerange[:, 1]
-        load = self._scene.data.actuator_force / limit
-        for servo, *values in zip(self._servos, ticks, speed, load, strict=True):
-            servo.set_present(*values)
+    def _measure(self, seconds: float) -> None:
+        scene = self._scene
+        load = scene.data.actuator_force / self._strength[:, 1]
+        # What the gears hold is no work of the motor's.
+        load = np.where(self._joints.torque > 0, load, 0.0)
+        self._joints.measure(scene.arm_position, scene.arm_velocity, load, seconds)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An SO-100 on a pseudo-terminal: servo bus in front, MuJoCo behind, in a process of its own.
+"""An SO-100 or SO-101 on a pseudo-terminal: servo bus in front, physics behind, in a process of its own.
 
 The servo library at the other end waits busily for answers, so an emulator in its process would starve.
 This process owns the physics; cameras are rendered elsewhere from the state it shares.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import os
 import pty
@@ -16,31 +17,59 @@ import selectors
 import signal
 import socket
 import stat
+import struct
 import sys
 import time
 import tty
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn, Protocol
 
-from smolvla_mem_ros.sim.arm_plant import ArmPlant
-from smolvla_mem_ros.sim.scene import TABLETOP, Scene
-from smolvla_mem_ros.sim.servo_bus import Servo, ServoBus
+import numpy as np
+
+from smolvla_mem_ros.share import share_path
+from smolvla_mem_ros.sim import commands
+from smolvla_mem_ros.sim.commands import Command
+from smolvla_mem_ros.sim.servo import Servo
+from smolvla_mem_ros.sim.servo_bus import ServoBus
 from smolvla_mem_ros.sim.shared_state import SharedState, Snapshot
 from smolvla_mem_ros.so100.arm import Calibration, CalibrationError
 
 TICK = 0.005  # s; the physics moves and is shared at least this often, also without bus traffic
 BITS_PER_BYTE = 10  # on a serial line: start, eight, stop
 
-HELP = """\
-example:
-  python -m smolvla_mem_ros.sim.emulator --port /tmp/ttySO100 --calibration config/calibration/so100_sim.json
+TCGETS2, TERMIOS2 = 0x802C542A, struct.Struct("=4IB19s2I")  # Linux: also tells unusual speeds
 
+MODELS = ("so100", "so101")  # each with its calibration: how far joints turn, and how servos are mounted
+
+HELP = f"""\
+examples:
+  python -m smolvla_mem_ros.sim.emulator --port /tmp/ttySO100
+  python -m smolvla_mem_ros.sim.emulator --port /tmp/ttySO101 --model so101 --plant first_order
+  python -m smolvla_mem_ros.sim.emulator --port /tmp/ttySO100 --drop 0.01 --stuck elbow_flex --overheat 3 80
+
+{commands.SERVO_HELP}
 With --control it reads one command a line from standard input, and ends when that closes:
-  reset          blocks back to their places, and the arm too unless torque holds it
-  unplug         the serial device vanishes
-  plug           ... and comes back
-  stall SECONDS  the next answer is late by this much
-  drop P         answers are lost with this probability
+{commands.HELP}
 """
+
+
+class Plant(Protocol):
+    """What moves the servos.
+
+    Attributes:
+        resets: how often it was put back.
+        qpos: all joint positions, the arm's first; rad.
+    """
+
+    resets: int
+    qpos: np.ndarray
+
+    def advance(self) -> None:
+        """Moves up to the clock and updates the servos' registers."""
+
+    def reset(self) -> None:
+        """Back to the start; the arm too, unless torque holds it."""
 
 
 class PortInUse(Exception):
@@ -100,18 +129,23 @@ class SerialLink:
     def device(self) -> str:
         return os.ttyname(self._ends[1])
 
+    @property
+    def baud(self) -> int:
+        """Bits per second that the program at the other end has set its port to."""
+        return TERMIOS2.unpack(fcntl.ioctl(self._ends[1], TCGETS2, bytes(TERMIOS2.size)))[-1]
+
     def close(self) -> None:
         self.unplug()
         self._claim.close()
 
 
 class Emulator:
-    """Answers on the link, moves the physics with the clock, shares the state, obeys commands.
+    """Answers on the link, moves the plant with the clock, shares the state, obeys commands.
 
     Args:
         link: where the bus is offered.
         bus: its ``refresh`` must be the plant's ``advance``.
-        plant, scene: what the servos move.
+        plant: what the servos move.
         shared: where the state goes, or None.
         latency: s, before each answer.
         baud: bits per second on the wire; 0 for an infinitely fast one.
@@ -121,13 +155,12 @@ class Emulator:
         self,
         link: SerialLink,
         bus: ServoBus,
-        plant: ArmPlant,
-        scene: Scene,
+        plant: Plant,
         shared: SharedState | None = None,
         latency: float = 0.0,
         baud: int = 0,
     ) -> None:
-        self._link, self._bus, self._plant, self._scene, self._shared = link, bus, plant, scene, shared
+        self._link, self._bus, self._plant, self._shared = link, bus, plant, shared
         self._latency, self._baud = latency, baud
         self._stall = 0.0
         self._sequence = 0
@@ -154,7 +187,7 @@ class Emulator:
             data = os.read(self._link.fd, 4096)
         except BlockingIOError:  # ... and plugged it in again
             return True
-        answers = self._bus.feed(data)
+        answers = self._bus.feed(data, self._link.baud)
         delay = self._latency + self._stall
         if self._baud:
             delay += (len(data) + len(answers)) * BITS_PER_BYTE / self._baud
@@ -172,28 +205,47 @@ class Emulator:
         *lines, self._commands = self._commands.split(b"\n")
         for line in lines:
             try:
-                self._command(line.decode(errors="replace").split())
+                self.command(Command.parse(line.decode(errors="replace").split()))
             except ValueError as error:
                 print(f"emulator: {error}", file=sys.stderr)
         return bool(data)
 
-    def _command(self, words: list[str]) -> None:
-        match words:
-            case ["reset"]:
+    def command(self, command: Command) -> None:
+        """Raises ValueError when it cannot be done now."""
+        servos = [self._bus.servos[i] for i in command.servos]
+        match command.name:
+            case "reset":
                 self._plant.reset()
                 self._shared_at = float("-inf")
-            case ["unplug"] if self._link.fd is not None:
+            case "unplug" if self._link.fd is not None:
                 self._selector.unregister(self._link.fd)
                 self._link.unplug()
-            case ["plug"] if self._link.fd is None:
+            case "plug" if self._link.fd is None:
                 self._link.plug()
                 self._selector.register(self._link.fd, selectors.EVENT_READ, self._serve)
-            case ["stall", seconds]:
-                self._stall = float(seconds)
-            case ["drop", probability]:
-                self._bus.drop = float(probability)
+            case "stall":
+                self._stall = command.value
+            case "drop":
+                self._bus.drop = command.value
+            case "corrupt":
+                self._bus.corrupt = command.value
+            case "mute" | "unmute":
+                for servo in servos:
+                    servo.mute = command.name == "mute"
+            case "stuck" | "free":
+                for servo in servos:
+                    servo.stuck = command.name == "stuck"
+            case "overheat" | "cool":
+                for servo in servos:
+                    servo.forced_celsius = command.value
+            case "sag":
+                for servo in self._bus.servos:
+                    servo.supply = command.value
+            case "power_cycle":
+                for servo in self._bus.servos:
+                    servo.power_cycle()
             case _:
-                raise ValueError(f"cannot do '{' '.join(words)}' now")
+                raise ValueError(f"cannot do '{command.name}' now")
 
     def _share(self) -> None:
         now = time.monotonic()
@@ -203,7 +255,7 @@ class Emulator:
         self._sequence += 1
         counters = self._bus.counters
         counts = (counters.goal_writes, counters.packets, self._plant.resets)
-        self._shared.write(Snapshot(self._sequence, now, *counts, self._scene.data.qpos))
+        self._shared.write(Snapshot(self._sequence, now, *counts, self._plant.qpos))
 
 
 def make_servos(calibration: Calibration, calibrated: bool = True) -> list[Servo]:
@@ -218,24 +270,69 @@ def make_servos(calibration: Calibration, calibrated: bool = True) -> list[Servo
     return servos
 
 
+def make_plant(
+    kind: str, scene: Path | None, calibration: Calibration, servos: Sequence[Servo], seed: int | None
+) -> Plant:
+    """Raises ValueError when the file ``scene`` cannot be simulated."""
+    if kind == "first_order":
+        from smolvla_mem_ros.sim.first_order_plant import FirstOrderPlant
+
+        return FirstOrderPlant(calibration, servos, time.monotonic)
+    # Imported late: MuJoCo takes longer to load than everything else here.
+    from smolvla_mem_ros.sim.arm_plant import ArmPlant
+    from smolvla_mem_ros.sim.scene import TABLETOP, Scene
+
+    return ArmPlant(Scene(scene or TABLETOP), calibration, servos, time.monotonic, seed)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"emulator: {message} (see --help)\n")
+
+
+def at_least_zero(word: str) -> float:
+    """An argument that is a number, 0 or more."""
+    try:
+        return commands.parse_number(word, 0, float("inf"), "it must be")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(error) from error
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m smolvla_mem_ros.sim.emulator",
         description=__doc__.splitlines()[0],
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--port", type=Path, required=True, help="path of the link that programs open")
-    parser.add_argument("--calibration", type=Path, required=True, help="LeRobot's calibration file")
-    parser.add_argument("--scene", type=Path, default=TABLETOP, help="MuJoCo file (default: the tabletop's)")
-    parser.add_argument("--latency-us", type=float, default=0, help="before each answer (USB: 200-1000)")
-    parser.add_argument("--baud", type=int, default=0, help="pace of the wire, really 1000000; 0: no limit")
-    parser.add_argument("--drop", type=float, default=0, help="probability that an answer is lost")
-    parser.add_argument("--seed", type=int, help="where blocks lie and which answers are lost")
+    parser.add_argument("--model", choices=MODELS, default="so100", help="which arm (default: so100)")
+    parser.add_argument("--calibration", type=Path, help="LeRobot's calibration file (default: the model's)")
+    parser.add_argument(
+        "--plant",
+        choices=("mujoco", "first_order"),
+        default="mujoco",
+        help="what the servos move: the arm among things, or each joint for itself, without a scene, light",
+    )
+    parser.add_argument("--scene", type=Path, help="MuJoCo file (default: the tabletop's)")
+    parser.add_argument(
+        "--latency-us", type=at_least_zero, default=0, help="before an answer (USB: 200-1000)"
+    )
+    parser.add_argument(
+        "--baud", type=at_least_zero, default=0, help="pace of the wire, really 1000000; 0: no limit"
+    )
+    parser.add_argument("--seed", type=int, help="where blocks lie, and which answers are lost or wrong")
     parser.add_argument("--uncalibrated", action="store_true", help="the servos' memory is the factory's")
     parser.add_argument("--state-fd", type=int, help="inherited file descriptor to share the state through")
     parser.add_argument("--control", action="store_true", help="obey standard input; end when it closes")
-    return parser.parse_args(arguments)
+    commands.add_options(parser.add_argument_group("faults from the start"))
+    options = parser.parse_args(arguments)
+    if options.scene and options.plant != "mujoco":
+        parser.error(f"--scene needs --plant mujoco, not {options.plant}")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -245,22 +342,26 @@ def main(arguments: list[str] | None = None) -> int:
     # Under control, Ctrl-C in the terminal is the owner's business, which then ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN if options.control else lambda *_: sys.exit(0))
     try:
-        calibration = Calibration.load(options.calibration)
-        scene = Scene(options.scene)
+        faults = commands.from_options(options)
+        path = options.calibration or share_path(f"config/calibration/{options.model}_sim.json")
+        calibration = Calibration.load(path)
+        servos = make_servos(calibration, not options.uncalibrated)
+        plant = make_plant(options.plant, options.scene, calibration, servos, options.seed)
         link = SerialLink(options.port)
     except (CalibrationError, PortInUse, ValueError) as error:
         print(f"emulator: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"emulator: cannot offer {options.port} ({error.strerror})", file=sys.stderr)
+        print(f"emulator: cannot offer {options.port} ({error.strerror or error})", file=sys.stderr)
         return 2
     try:
-        servos = make_servos(calibration, not options.uncalibrated)
-        plant = ArmPlant(scene, calibration, servos, time.monotonic, options.seed)
-        bus = ServoBus(servos, plant.advance, options.drop, options.seed or 0)
+        bus = ServoBus(servos, plant.advance, seed=options.seed or 0)
         shared = None if options.state_fd is None else SharedState(options.state_fd)
-        emulator = Emulator(link, bus, plant, scene, shared, options.latency_us * 1e-6, options.baud)
-        print(f"emulator: an SO-100 is at {options.port} ({link.device})", flush=True)
+        emulator = Emulator(link, bus, plant, shared, options.latency_us * 1e-6, options.baud)
+        name = options.model.upper().replace("SO", "SO-")
+        print(f"emulator: an {name} is at {options.port} ({link.device})", flush=True)
+        for fault in faults:
+            emulator.command(fault)
         emulator.run(options.control)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -21,15 +21,17 @@ class EmulatorProcess:
 
     Args:
         port: the link that programs open.
-        calibration: LeRobot's calibration file.
+        calibration: LeRobot's calibration file; None for that of the emulator's ``--model``.
         options: further command-line arguments of the emulator.
     """
 
-    def __init__(self, port: Path, calibration: Path, *options: str) -> None:
+    def __init__(self, port: Path, calibration: Path | None, *options: str) -> None:
         self._state = SharedState.create()
         fd = self._state.fd
         command = [sys.executable, "-m", "smolvla_mem_ros.sim.emulator", "--control", f"--state-fd={fd}"]
-        command += [f"--port={port}", f"--calibration={calibration}", *options]
+        command += [f"--port={port}", *options]
+        if calibration is not None:
+            command.append(f"--calibration={calibration}")
         # Its standard input is the lifeline: the pipe closes with this process, however that ends.
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[fd], bufsize=0
@@ -60,11 +62,27 @@ class EmulatorProcess:
         raise TimeoutError(f"the servo-bus emulator is not ready after {timeout:g} s")
 
     def command(self, line: str) -> None:
-        """``reset``, ``unplug``, ``plug``, ``stall SECONDS`` or ``drop P``. Raises EmulatorDied."""
+        """One line, such as ``drop 0.1`` or ``overheat elbow_flex 80``; the emulator reports a wrong one on
+        standard error. All of them stand in :data:`smolvla_mem_ros.sim.commands.COMMANDS`.
+
+        Raises:
+            EmulatorDied: it does not listen any more.
+        """
         try:
             self._process.stdin.write(line.encode() + b"\n")
         except BrokenPipeError as error:
             raise EmulatorDied("the servo-bus emulator does not listen any more") from error
+
+    def tell(self, line: str, timeout: float = 5.0) -> None:
+        """As ``command``, and returns when it is done. Raises EmulatorDied, TimeoutError."""
+        self.command(line)
+        # The next state but one was shared after a look at what it had been told.
+        done = self.wait_ready().sequence + 2
+        deadline = time.monotonic() + timeout
+        while self.wait_ready().sequence < done:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the servo-bus emulator has not done '{line}' within {timeout:g} s")
+            time.sleep(0.002)
 
     def reset(self, timeout: float = 2.0) -> None:
         """As the emulator's command; returns when it is done. Raises EmulatorDied, TimeoutError."""

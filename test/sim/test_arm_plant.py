@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smolvla_mem_ros.sim.arm_plant import LONGEST_CATCH_UP, MAX_SPEED, ArmPlant
+from smolvla_mem_ros.sim.arm_plant import LONGEST_CATCH_UP, ArmPlant
 from smolvla_mem_ros.sim.emulator import make_servos
+from smolvla_mem_ros.sim.joint_servos import MAX_SPEED
 from smolvla_mem_ros.sim.scene import HOME, Scene
 from smolvla_mem_ros.so100.arm import Calibration
 

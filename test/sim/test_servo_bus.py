@@ -4,7 +4,8 @@
 import pytest
 
 from smolvla_mem_ros.sim import servo_bus
-from smolvla_mem_ros.sim.servo_bus import REGISTERS, Servo, ServoBus, checksum, decode, encode, status
+from smolvla_mem_ros.sim.servo import HOT, Measurement, Servo
+from smolvla_mem_ros.sim.servo_bus import ServoBus, checksum, status
 
 
 def packet(number, instruction, *parameters):
@@ -24,14 +25,14 @@ def test_ping_is_answered_by_the_servo_addressed_and_by_all_to_a_broadcast(bus):
 
 
 def test_read_returns_little_endian_registers(bus):
-    bus.servos[1].set_present(0x0ABC)
+    bus.servos[1].measure(Measurement(0x0ABC))
     assert bus.feed(packet(2, servo_bus.READ, 56, 2)) == status(2, b"\xbc\x0a")
     assert bus.feed(packet(2, servo_bus.READ, 3, 2)) == status(2, (777).to_bytes(2, "little"))
 
 
 def test_sync_read_answers_in_the_order_asked_and_leaves_out_the_missing(bus):
     for servo, ticks in zip(bus.servos, (100, 200, 300), strict=True):
-        servo.set_present(ticks)
+        servo.measure(Measurement(ticks))
     answer = bus.feed(packet(0xFE, servo_bus.SYNC_READ, 56, 2, 3, 7, 1))
     assert answer == status(3, (300).to_bytes(2, "little")) + status(1, (100).to_bytes(2, "little"))
 
@@ -61,7 +62,7 @@ def test_registered_write_waits_for_action(bus):
 
 
 def test_measured_values_cannot_be_written(bus):
-    bus.servos[0].set_present(1000)
+    bus.servos[0].measure(Measurement(1000))
     bus.feed(packet(1, servo_bus.WRITE, 56, 0, 0))
     assert bus.servos[0]["Present_Position"] == 1000
 
@@ -91,33 +92,9 @@ def test_junk_does_not_stop_the_bus(bus, junk):
 
 def test_registers_are_refreshed_before_each_instruction():
     servo = Servo(1)
-    bus = ServoBus([servo], refresh=lambda: servo.set_present(servo["Present_Position"] + 1))
+    bus = ServoBus([servo], refresh=lambda: servo.measure(Measurement(servo["Present_Position"] + 1)))
     first, second = (bus.feed(packet(1, servo_bus.READ, 56, 2))[5] for _ in range(2))
     assert second == first + 1
-
-
-def test_homing_offset_shifts_what_is_read_and_limits_bound_the_goal():
-    servo = Servo(1)
-    servo["Homing_Offset"] = -85
-    servo.set_present(1000)
-    assert servo["Present_Position"] == 1085
-    servo["Min_Position_Limit"], servo["Max_Position_Limit"] = 800, 3000
-    servo["Goal_Position"] = 100
-    assert servo.goal == 800 - 85
-    servo["Goal_Position"] = 2000
-    assert servo.goal == 2000 - 85
-
-
-SIGNED = [("Homing_Offset", -2047), ("Present_Velocity", -300), ("Present_Load", 512)]
-
-
-@pytest.mark.parametrize("name, value", SIGNED)
-def test_signed_registers_hold_sign_and_magnitude(name, value):
-    servo = Servo(1)
-    servo[name] = value
-    assert servo[name] == value
-    assert decode(name, encode(name, value)) == value
-    assert encode("Homing_Offset", -1) == 0x801
 
 
 def test_lost_answers_are_lost_with_the_given_probability():
@@ -126,11 +103,45 @@ def test_lost_answers_are_lost_with_the_given_probability():
     assert 700 < heard < 800 and bus.counters.dropped == 1000 - heard
 
 
-def test_addresses_agree_with_lerobots_own_table():
-    from lerobot.motors.feetech.tables import MODEL_CONTROL_TABLE, MODEL_ENCODING_TABLE
+def test_broken_answers_have_a_wrong_checksum_with_the_given_probability():
+    bus = ServoBus([Servo(1)], corrupt=0.25, seed=3)
+    answers = [bus.feed(packet(1, servo_bus.PING)) for _ in range(1000)]
+    right = answers.count(status(1))
+    assert 700 < right < 800 and bus.counters.corrupted == 1000 - right
+    assert all(answer[:-1] == status(1)[:-1] for answer in answers)
 
-    table = MODEL_CONTROL_TABLE["sts3215"]
-    assert {name: table[name] for name in REGISTERS} == REGISTERS
-    signs = MODEL_ENCODING_TABLE["sts3215"]
-    assert signs.keys() >= servo_bus.SIGN_BIT.keys() - {"Present_Load"}
-    assert {name: signs.get(name, bit) for name, bit in servo_bus.SIGN_BIT.items()} == servo_bus.SIGN_BIT
+
+def test_a_mute_servo_obeys_without_an_answer(bus):
+    bus.servos[0].mute = True
+    assert bus.feed(packet(1, servo_bus.WRITE, 42, 0, 4)) == b""
+    assert bus.servos[0]["Goal_Position"] == 1024
+    assert bus.feed(packet(servo_bus.BROADCAST, servo_bus.PING)) == status(2) + status(3)
+
+
+def test_answers_carry_the_servos_status(bus):
+    bus.servos[1].measure(Measurement(2048, celsius=90))
+    assert bus.feed(packet(2, servo_bus.PING)) == status(2, error=HOT)
+    assert bus.feed(packet(2, servo_bus.READ, 65, 1)) == status(2, bytes([HOT]), HOT)
+    assert bus.feed(packet(2, servo_bus.WRITE, 41, 0)) == status(2, error=HOT)
+    assert bus.feed(packet(1, servo_bus.PING)) == status(1)
+
+
+def test_a_servo_told_to_answer_less_answers_only_ping_and_read(bus):
+    bus.feed(packet(1, servo_bus.WRITE, 8, 0))
+    assert bus.feed(packet(1, servo_bus.WRITE, 41, 0)) == b""
+    assert bus.feed(packet(1, servo_bus.PING)) == status(1)
+    assert bus.feed(packet(1, servo_bus.READ, 41, 1)) == status(1, b"\0")
+
+
+def test_a_new_id_is_acknowledged_by_the_old_one(bus):
+    assert bus.feed(packet(3, servo_bus.WRITE, 5, 9)) == status(3)
+    assert bus.feed(packet(3, servo_bus.PING)) == b""
+    assert bus.feed(packet(9, servo_bus.PING)) == status(9)
+
+
+def test_a_servo_hears_only_its_own_speed(bus):
+    bus.servos[1]["Baud_Rate"] = 1
+    ping = packet(servo_bus.BROADCAST, servo_bus.PING)
+    assert bus.feed(ping, baud=1_000_000) == status(1) + status(3)
+    assert bus.feed(ping, baud=500_000) == status(2)
+    assert bus.feed(ping, baud=9600) == b""
