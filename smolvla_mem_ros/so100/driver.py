@@ -19,11 +19,13 @@ from pathlib import Path
 import numpy as np
 import serial
 from lerobot.motors.encoding_utils import decode_sign_magnitude
+from lerobot.motors.feetech import FeetechMotorsBus
 from lerobot.motors.feetech.tables import MODEL_ENCODING_TABLE
 from lerobot.robots.so_follower import SOFollower, SOFollowerRobotConfig
 from scservo_sdk import COMM_SUCCESS
 
 from smolvla_mem_ros.so100.arm import JOINTS, LEROBOT_UNITS, Calibration, CalibrationError
+from smolvla_mem_ros.so100.health import Servos
 
 READ_PATIENCE = 0.4  # s, after which an arm that does not answer properly is taken for lost
 QUIET = 0.015  # s without a byte after which a late answer is not expected any more
@@ -32,6 +34,16 @@ READ_WAIT = 0.005  # s, the longest the port may block for
 HOLDING_TOLERANCE = 0.1  # rad
 CONNECT_TRIES = 2
 WRITE_TRIES = 3
+
+# Registers that lie side by side.
+MEASURED = (
+    "Present_Position",
+    "Present_Velocity",
+    "Present_Load",
+    "Present_Voltage",
+    "Present_Temperature",
+    "Status",
+)
 
 # What serial ports and the SDK raise when the device or an answer is missing, or the answer is another's.
 BUS_ERRORS = (ConnectionError, OSError, serial.SerialException, RuntimeError, termios.error, IndexError)
@@ -49,11 +61,57 @@ class ArmState:
         time: s, ``time.monotonic()`` when the positions were read.
         position: (6,) rad.
         velocity: (6,) rad/s.
+        servos: what else they report.
     """
 
     time: float
     position: np.ndarray
     velocity: np.ndarray
+    servos: Servos | None = None
+
+
+def check_port(port: str) -> None:
+    """Raises ArmError when there is no such serial port, or it may not be opened, or is in use."""
+    try:
+        mode = os.stat(port).st_mode
+    except OSError:
+        raise ArmError(
+            f"there is no serial port {port}; plug the arm's USB cable in, or find the port's name "
+            "with lerobot-find-port"
+        ) from None
+    if not stat.S_ISCHR(mode):
+        raise ArmError(f"{port} is not a serial port; find the port's name with lerobot-find-port")
+    try:
+        descriptor = os.open(port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    except PermissionError:
+        raise ArmError(
+            f"this user may not open {port}; add it to the group that owns the port "
+            "(sudo usermod -aG dialout $USER) and log in again"
+        ) from None
+    except OSError as error:
+        raise ArmError(f"cannot open {port} ({error.strerror}); unplug the arm and plug it in") from None
+    try:
+        # Asked before anything is sent, so that a program at work on this port is not disturbed.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ArmError(f"another program is using {port}; stop it") from None
+    finally:
+        os.close(descriptor)
+
+
+def explain(bus: FeetechMotorsBus, error: Exception) -> str:
+    """What is the matter after ``error``; silent servos are named."""
+    if bus.is_connected:
+        with contextlib.suppress(*BUS_ERRORS):
+            bus.port_handler.is_using = False
+            silent = [joint for joint in JOINTS if bus.ping(joint, num_retry=1) is None]
+            if silent:
+                names = ", ".join(f"{bus.motors[joint].id} ({joint})" for joint in silent)
+                return (
+                    f"servo {names} on {bus.port} does not answer; check the arm's power supply and "
+                    "the cables from servo to servo"
+                )
+    return f"cannot talk to the arm on {bus.port}: {' '.join(str(error).split())}"
 
 
 class So100Driver:
@@ -91,13 +149,13 @@ class So100Driver:
             raise ArmError(f"{error}; make one with: {self._calibrate_command()}") from error
         self._ticks, self.limits = calibration.ticks, calibration.range
         self._gripper_ticks = (calibration.lower[-1], calibration.upper[-1])
-        self._check_port()
+        check_port(self._port)
         for tries_left in reversed(range(CONNECT_TRIES)):
             try:
                 self._open()
                 return
             except BUS_ERRORS as error:
-                text = self._explain(error)
+                text = explain(self._robot.bus, error)
                 self.close(False)
                 if not tries_left:
                     raise ArmError(text) from error
@@ -142,12 +200,17 @@ class So100Driver:
             self._robot.bus.disable_torque(num_retry=2)
 
     def read(self) -> ArmState:
-        """Positions and velocities. Raises ArmError."""
+        """What the servos measure. Raises ArmError."""
         with self._bus_errors("read the servos"):
-            ticks, rates = self._read_cleanly(self._positions_and_velocities)
+            ticks, rates, load, voltage, temperature, status = self._read_cleanly(self._measured)
         # As LeRobot does: the gripper's position does not leave its range.
         ticks[-1] = np.clip(ticks[-1], *self._gripper_ticks)
-        return ArmState(time.monotonic(), self._from_ticks(ticks), self._ticks.rate_to_radians(rates))
+        return ArmState(
+            time.monotonic(),
+            self._from_ticks(ticks),
+            self._ticks.rate_to_radians(rates),
+            Servos(load / 1000, voltage / 10, temperature, status),
+        )
 
     def write(self, position: np.ndarray) -> None:
         """Goal positions, (6,) rad; beyond the calibrated range they are clamped to it.
@@ -177,7 +240,8 @@ class So100Driver:
                 # A transaction that was cut short leaves this set, and then every call says "Port is in use".
                 bus.port_handler.is_using = False
                 bus.disable_torque(num_retry=1)
-        with contextlib.suppress(*BUS_ERRORS):
+        # Without a serial port the SDK has none to close.
+        with contextlib.suppress(*BUS_ERRORS, AttributeError):
             bus.port_handler.closePort()
         bus.port_handler.is_open = False
 
@@ -187,12 +251,11 @@ class So100Driver:
     def _serial(self) -> serial.Serial:
         return self._robot.bus.port_handler.ser
 
-    def _positions_and_velocities(self) -> np.ndarray:
-        """(2, 6) ticks and ticks/s, in one exchange: SOFollower.get_observation() would need a second one."""
+    def _measured(self) -> np.ndarray:
+        """(6, 6): MEASURED in the servos' units, in one exchange where SOFollower would need six."""
         bus = self._robot.bus
         table = bus.model_ctrl_table[bus.motors[JOINTS[0]].model]
-        registers = ("Present_Position", "Present_Velocity")
-        (start, _), (last, size) = (table[register] for register in registers)
+        (start, _), (last, size) = table[MEASURED[0]], table[MEASURED[-1]]
         reader = bus.sync_reader
         reader.clearParam()
         reader.start_address, reader.data_length = start, last + size - start
@@ -200,14 +263,12 @@ class So100Driver:
             reader.addParam(number)
         if (result := reader.txRxPacket()) != COMM_SUCCESS:
             raise ConnectionError(bus.packet_handler.getTxRxResult(result))
-        raw = [[reader.getData(number, *table[register]) for number in bus.ids] for register in registers]
+        raw = [[reader.getData(number, *table[register]) for number in bus.ids] for register in MEASURED]
         signs = MODEL_ENCODING_TABLE[bus.motors[JOINTS[0]].model]
-        return np.array(
-            [
-                [decode_sign_magnitude(value, signs[register]) for value in row]
-                for register, row in zip(registers, raw, strict=True)
-            ]
-        )
+        for row, register in zip(raw, MEASURED, strict=True):
+            if register in signs:
+                row[:] = [decode_sign_magnitude(value, signs[register]) for value in row]
+        return np.array(raw)
 
     def _raw(self, register: str) -> np.ndarray:
         """(6,) a register as it stands in the servos."""
@@ -267,35 +328,6 @@ class So100Driver:
         self._serial.exclusive = True
         self._check_calibration()
 
-    def _check_port(self) -> None:
-        try:
-            mode = os.stat(self._port).st_mode
-        except OSError:
-            raise ArmError(
-                f"there is no serial port {self._port}; plug the arm's USB cable in, or find the port's name "
-                "with lerobot-find-port"
-            ) from None
-        if not stat.S_ISCHR(mode):
-            raise ArmError(f"{self._port} is not a serial port; find the port's name with lerobot-find-port")
-        try:
-            descriptor = os.open(self._port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
-        except PermissionError:
-            raise ArmError(
-                f"this user may not open {self._port}; add it to the group that owns the port "
-                "(sudo usermod -aG dialout $USER) and log in again"
-            ) from None
-        except OSError as error:
-            raise ArmError(
-                f"cannot open {self._port} ({error.strerror}); unplug the arm and plug it in"
-            ) from None
-        try:
-            # Asked before anything is sent, so that a program at work on this port is not disturbed.
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ArmError(f"another program is using {self._port}; stop it") from None
-        finally:
-            os.close(descriptor)
-
     def _check_calibration(self) -> None:
         differences = self._calibration_differences()
         if differences:
@@ -307,7 +339,7 @@ class So100Driver:
             raise ArmError(
                 f"the servos hold another calibration than {self._path} ({differences[0]}{more}); choose "
                 "this arm's own file, or write this one into the servos (by ENTER) with: "
-                + self._calibrate_command()
+                + self._calibrate_command("--write")
             )
 
     def _calibration_differences(self) -> list[str]:
@@ -332,22 +364,16 @@ class So100Driver:
         }
         return all((self._raw(register) == value).all() for register, value in expected.items())
 
-    def _explain(self, error: Exception) -> str:
-        bus = self._robot.bus
-        if bus.is_connected:
-            with contextlib.suppress(*BUS_ERRORS):
-                bus.port_handler.is_using = False
-                silent = [joint for joint in JOINTS if bus.ping(joint, num_retry=1) is None]
-                if silent:
-                    names = ", ".join(f"{bus.motors[joint].id} ({joint})" for joint in silent)
-                    return (
-                        f"servo {names} on {self._port} does not answer; check the arm's power supply and "
-                        "the cables from servo to servo"
-                    )
-        return f"cannot talk to the arm on {self._port}: {' '.join(str(error).split())}"
-
-    def _calibrate_command(self) -> str:
+    def _calibrate_command(self, *options: str) -> str:
+        ours = (
+            "ros2 run smolvla_mem_ros so100_calibrate",
+            "--port",
+            self._port,
+            "--calibration",
+            str(self._path),
+        )
         return (
+            f"{' '.join((*ours, *options))}, or LeRobot's own: "
             f"lerobot-calibrate --robot.type=so101_follower --robot.port={self._port} "
             f"--robot.id={self._path.stem} --robot.calibration_dir={self._path.parent}"
         )
