@@ -77,7 +77,7 @@ def process_list(arguments: BringupArguments) -> tuple[NodeSpec, ...]:
         if not calibration:
             raise LaunchError(
                 "a real arm needs its calibration: add calibration:=FILE, the JSON file "
-                "that lerobot-calibrate wrote."
+                "that so100_calibrate wrote."
             )
         if not arguments.checkpoint:
             raise LaunchError(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,15 @@ from rclpy.signals import SignalHandlerOptions
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _stop: Callable | None = None
+_wakeup: int | None = None  # readable once a signal has come
+
+
+def stop_asked() -> bool:
+    """Whether a signal to stop has come to :func:`run_node`. Any thread may ask.
+
+    Python's own handlers wait for the main thread, which may be in rclpy for a tenth of a second.
+    """
+    return _wakeup is not None and bool(select.select([_wakeup], [], [], 0)[0])
 
 
 @contextmanager
@@ -44,8 +54,10 @@ def run_node(make_node: Callable[[], Node], args: list[str] | None = None) -> No
     A node ends with exit code 0; by itself when it is ``finished``, or with what it puts into ``exit_code``.
     rclpy's own handlers are not used: they shut the context down before a node could say goodbye.
     """
-    global _stop
+    global _stop, _wakeup
     stopping = False
+    _wakeup, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writing)
 
     def stop(*_) -> None:
         nonlocal stopping

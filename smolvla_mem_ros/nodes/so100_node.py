@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.time import Time
 from sensor_msgs.msg import JointState
 from std_srvs.srv import SetBool, Trigger
@@ -23,11 +25,11 @@ from trajectory_msgs.msg import JointTrajectory
 
 from smolvla_mem_ros.nodes.diagnostics import diagnostic_array
 from smolvla_mem_ros.nodes.parameters import declare
-from smolvla_mem_ros.nodes.running import run_node
+from smolvla_mem_ros.nodes.running import run_node, stop_asked
 from smolvla_mem_ros.so100.arm import JOINTS, ArmConfig
 from smolvla_mem_ros.so100.driver import ArmError, ArmState, So100Driver
 from smolvla_mem_ros.so100.follower import Trajectory, TrajectoryPoint
-from smolvla_mem_ros.so100.loop import LIMP, STOPPED, ArmLoop
+from smolvla_mem_ros.so100.loop import LIMP, STOPPED, ArmLoop, SpeedScaling
 
 # Where LeRobot keeps the calibration of a follower with the id "so100".
 DEFAULT_CALIBRATION = "~/.cache/huggingface/lerobot/calibration/robots/so_follower/so100.json"
@@ -53,7 +55,11 @@ class So100Node(Node):
             dry_run=parameter["dry_run"],
             on_state=self._publish_state,
             on_event=self._log,
+            stop_asked=stop_asked,
+            realtime_priority=parameter["realtime_priority"],
+            cpu=parameter["cpu"] if parameter["cpu"] >= 0 else None,
         )
+        self.add_on_set_parameters_callback(self._on_set_parameters)
         self.create_subscription(JointTrajectory, "so100/joint_trajectory", self._on_trajectory, 10)
         self.create_service(SetBool, "~/enable", self._on_enable)
         self.create_service(Trigger, "~/emergency_stop", self._on_emergency_stop)
@@ -71,9 +77,7 @@ class So100Node(Node):
 
     def _declare_parameters(self) -> None:
         declare(self, "port", "/dev/ttyACM0", "serial device of the arm; lerobot-find-port finds it")
-        declare(
-            self, "calibration", DEFAULT_CALIBRATION, "JSON file that lerobot-calibrate wrote for this arm"
-        )
+        declare(self, "calibration", DEFAULT_CALIBRATION, "JSON file that so100_calibrate wrote for this arm")
         declare(self, "rate", 100.0, "Hz at which the arm is read and commanded", (10.0, 500.0))
         declare(
             self,
@@ -98,21 +102,45 @@ class So100Node(Node):
         declare(
             self, "blend_time", ArmConfig().blend_time, "s for a new trajectory to take over", (0.01, 5.0)
         )
+        declare(
+            self,
+            "speed_scaling",
+            1.0,
+            "share of the velocity limits that is used; may be changed while the node runs",
+            (0.01, 1.0),
+            read_only=False,
+        )
+        declare(
+            self, "realtime_priority", 0, "SCHED_FIFO priority of the loop; 0: as the system likes", (0, 99)
+        )
+        declare(self, "cpu", -1, "number of the processor that the loop keeps to; -1: any", (-1, 4095))
         limits = ArmConfig()
-        rows = zip(JOINTS, limits.lower, limits.upper, limits.max_velocity, strict=True)
-        for joint, lower, upper, velocity in rows:
-            declare(self, f"limits.{joint}.lower", float(lower), "rad, least position", (-6.3, 6.3))
-            declare(self, f"limits.{joint}.upper", float(upper), "rad, greatest position", (-6.3, 6.3))
-            declare(
-                self, f"limits.{joint}.velocity", float(velocity), "rad/s, greatest velocity", (0.01, 10.0)
-            )
+        for number, joint in enumerate(JOINTS):
+            for kind, (field, description, bounds) in _LIMITS.items():
+                default = float(getattr(limits, field)[number])
+                declare(self, f"limits.{joint}.{kind}", default, description, bounds)
 
     def _config(self, parameter: dict) -> ArmConfig:
-        columns = [[parameter[f"limits.{joint}.{kind}"] for joint in JOINTS] for kind in _KINDS]
+        limits = {
+            field: [parameter[f"limits.{joint}.{kind}"] for joint in JOINTS]
+            for kind, (field, _, _) in _LIMITS.items()
+        }
         try:
-            return ArmConfig(*columns, parameter["allow_partial_joints_goal"], parameter["blend_time"])
+            return ArmConfig(
+                **limits,
+                allow_partial=parameter["allow_partial_joints_goal"],
+                blend_time=parameter["blend_time"],
+                speed_scaling=parameter["speed_scaling"],
+            )
         except ValueError as error:
             raise ParameterException(f"{error}; correct these parameters", "limits") from error
+
+    def _on_set_parameters(self, changes: list[Parameter]) -> SetParametersResult:
+        """Only what is not read-only gets here, with a value in its range."""
+        for change in changes:
+            if change.name == "speed_scaling":
+                self._loop.request(SpeedScaling(change.value))
+        return SetParametersResult(successful=True)
 
     # To and from the loop -----------------------------------------------------------------------
 
@@ -176,15 +204,27 @@ class So100Node(Node):
         if not status.connected:
             level, text = DiagnosticStatus.ERROR, status.last_error or "not connected yet"
         else:
-            level = DiagnosticStatus.WARN if status.state in (STOPPED, LIMP) else DiagnosticStatus.OK
-            text = status.state
-        values = {"connected": status.connected} | asdict(status)
+            problems = status.servos.problems if status.servos else []
+            careful = problems or status.state in (STOPPED, LIMP)
+            level = DiagnosticStatus.WARN if careful else DiagnosticStatus.OK
+            text = "; ".join([status.state, *problems])
+        values = {"connected": status.connected} | {
+            field.name: getattr(status, field.name) for field in fields(status) if field.name != "servos"
+        }
+        if status.servos:
+            values |= status.servos.values()
         stamp = self.get_clock().now().to_msg()
         name = self.get_fully_qualified_name().lstrip("/")
         self._diagnostics.publish(diagnostic_array(stamp, name, level, text, values, self._port))
 
 
-_KINDS = ("lower", "upper", "velocity")
+# kind -> (field of ArmConfig, description, least and greatest value)
+_LIMITS = {
+    "lower": ("lower", "rad, least position", (-6.3, 6.3)),
+    "upper": ("upper", "rad, greatest position", (-6.3, 6.3)),
+    "velocity": ("max_velocity", "rad/s, greatest velocity", (0.01, 10.0)),
+    "acceleration": ("max_acceleration", "rad/s^2, greatest acceleration", (0.1, 1000.0)),
+}
 
 
 def main(args: list[str] | None = None) -> int:

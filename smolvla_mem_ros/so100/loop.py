@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -17,10 +18,14 @@ import numpy as np
 from smolvla_mem_ros.so100.arm import JOINTS, ArmConfig
 from smolvla_mem_ros.so100.driver import ArmError, ArmState
 from smolvla_mem_ros.so100.follower import Trajectory, TrajectoryFollower, TrajectoryRejected
+from smolvla_mem_ros.so100.health import Servos
+from smolvla_mem_ros.so100.scheduling import schedule
 
 RETRY_PERIOD = 1.0  # s between two attempts to reach the arm
 IDLE_PERIOD = 0.02  # s between two looks at the queue while there is no arm
 RATE_WINDOW = 1.0  # s over which the loop's rate is measured
+JITTER_PERIODS = 1000  # the latest, of which the jitter is told
+OUTSIDE_MARGIN = 0.1  # rad; an arm further beyond its limits is not started
 REPEAT_REJECTION = 5.0  # s after which the same reason for a rejection is told again
 
 DISCONNECTED, HOLDING, MOVING, STOPPED, LIMP = "disconnected", "holding", "moving", "stopped", "torque off"
@@ -47,6 +52,7 @@ class LoopStatus:
     state: str = DISCONNECTED
     last_error: str = ""
     loop_rate: float = math.nan  # Hz, cycles with the arm in the last second
+    period_jitter_p99: float = math.nan  # share of the period; 99 % of the latest periods are off by less
     missed_cycles: int = 0
     writes: int = 0
     accepted: int = 0
@@ -56,10 +62,22 @@ class LoopStatus:
     timeouts: int = 0  # how often no new trajectory came within command_timeout
     connections: int = 0
     repeated_reads: int = 0
+    servos: Servos | None = None  # as last read
 
     @property
     def connected(self) -> bool:
         return self.state != DISCONNECTED
+
+
+class ArmOutside(ArmError):
+    """The arm is beyond its limits; the text says what to do."""
+
+
+@dataclass(frozen=True)
+class SpeedScaling:
+    """A request to use at most this share of the velocity limits, above 0 and up to 1."""
+
+    share: float
 
 
 @dataclass
@@ -72,10 +90,7 @@ class _Arm:
         None  # s, when the last trajectory ended; None while it runs, and after the timeout
     )
     timed_out: bool = True
-
-
-class _Disconnected(Exception):
-    pass
+    problems: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -93,6 +108,9 @@ class ArmLoop:
             measured. 0 for never.
         torque_off_at_end: whether ``stop`` lets go of the arm.
         dry_run: read and follow, but write nothing and leave torque alone.
+        stop_asked: looked at in every cycle; once it is true the loop ends, as by ``stop``.
+        realtime_priority: SCHED_FIFO's, 1 to 99, for the loop's thread; 0 leaves it to the system.
+        cpu: the processor that the loop's thread keeps to; None for any.
         on_state: gets each measurement.
         on_event: gets (``info``, ``warn`` or ``error``; text), once per occurrence.
         clock: s, the monotonic clock of ArmState and of trajectories' starts.
@@ -106,6 +124,9 @@ class ArmLoop:
     dry_run: bool
     on_state: Callable[[ArmState], None]
     on_event: Callable[[str, str], None]
+    stop_asked: Callable[[], bool] = lambda: False
+    realtime_priority: int = 0
+    cpu: int | None = None
     clock: Callable[[], float] = time.monotonic
     status: LoopStatus = field(default_factory=LoopStatus, init=False)
 
@@ -130,8 +151,8 @@ class ArmLoop:
         """Hands a trajectory over; it is taken or rejected in the next cycle."""
         self._inbox.put((trajectory, None))
 
-    def request(self, command: str) -> Future:
-        """``stop``, ``clear``, ``enable`` or ``disable``.
+    def request(self, command: str | SpeedScaling) -> Future:
+        """``stop``, ``clear``, ``enable`` or ``disable``, or another speed scaling.
 
         Returns:
             A future of what was done, in words. Its exception, an ArmError, says why it was not.
@@ -142,9 +163,14 @@ class ArmLoop:
 
     # The thread ---------------------------------------------------------------------------------
 
+    def _ends(self) -> bool:
+        return self._ending.is_set() or self.stop_asked()
+
     def _run(self) -> None:
+        for problem in schedule(self.realtime_priority, self.cpu):
+            self.on_event("warn", problem)
         try:
-            while not self._ending.is_set():
+            while not self._ends():
                 try:
                     self._with_arm(self._connect())
                 except ArmError as error:
@@ -162,18 +188,22 @@ class ArmLoop:
         self._without_arm(self.clock() + RETRY_PERIOD)
 
     def _without_arm(self, until: float) -> None:
-        while self.clock() < until and not self._ending.wait(IDLE_PERIOD):
+        while self.clock() < until and not self._ends():
+            self._ending.wait(IDLE_PERIOD)
             self._refuse_all(f"the arm is not connected: {self.status.last_error}")
 
     def _connect(self) -> _Arm:
         self.driver.connect()
-        held = self.driver.engage() if self._torque and not self.dry_run else self.driver.read().position
         try:
             config = self.config.within(*self.driver.limits)
         except ValueError as error:
             raise ArmError(
                 f"the position limits do not meet the calibrated ranges ({error}); change them"
             ) from error
+        held = self.driver.read().position
+        if self._torque and not self.dry_run:
+            _check_inside(held, config)
+            held = self.driver.engage()
         follower = TrajectoryFollower(config, held, self.clock())
         self._update(state=self._resting_state(), connections=self.status.connections + 1)
         if self.dry_run:
@@ -193,9 +223,12 @@ class ArmLoop:
     def _with_arm(self, arm: _Arm) -> None:
         """Cycles until the end; raises ArmError when the arm is lost."""
         period = 1 / self.rate
-        due = self.clock()
+        due = began = self.clock()
         counted_from, cycles = due, 0
-        while not self._ending.is_set():
+        periods: deque[float] = deque(maxlen=JITTER_PERIODS)
+        while not self._ends():
+            before, began = began, self.clock()
+            periods.append(began - before)
             self._cycle(arm)
             cycles += 1
             now = self.clock()
@@ -205,9 +238,16 @@ class ArmLoop:
                 due += missed * period
                 self._update(missed_cycles=self.status.missed_cycles + missed)
             if now - counted_from >= RATE_WINDOW:
-                self._update(loop_rate=cycles / (now - counted_from))
+                jitter = np.abs(np.array(periods)[1:] / period - 1)
+                self._update(
+                    loop_rate=cycles / (now - counted_from),
+                    period_jitter_p99=float(np.percentile(jitter, 99)),
+                )
                 counted_from, cycles = now, 0
             time.sleep(max(0.0, due - now))
+        if self._torque and not self.dry_run:
+            # It stays where it is, also if nobody lets go of it.
+            arm.driver.write(arm.driver.read().position)
         self.driver.close(self.torque_off_at_end and self._torque and not self.dry_run)
 
     def _cycle(self, arm: _Arm) -> None:
@@ -230,8 +270,19 @@ class ArmLoop:
             state=MOVING if sample.moving else self._resting_state(),
             clamped=self.status.clamped + sample.clamped,
             repeated_reads=arm.driver.repeated_reads,
+            servos=state.servos,
         )
+        self._tell_problems(arm, state)
         self.on_state(state)
+
+    def _tell_problems(self, arm: _Arm, state: ArmState) -> None:
+        """Each once, when it begins and when it is over."""
+        problems = set() if state.servos is None else set(state.servos.problems)
+        for problem in sorted(problems - arm.problems):
+            self.on_event("warn", problem)
+        for problem in sorted(arm.problems - problems):
+            self.on_event("info", f"over: {problem}")
+        arm.problems = problems
 
     def _hold(self, arm: _Arm, position: np.ndarray) -> None:
         arm.follower.hold(position, self.clock())
@@ -253,7 +304,8 @@ class ArmLoop:
                 future.set_result(self._obey(message, arm, state))
             except ArmError as error:
                 future.set_exception(error)
-                raise
+                if not isinstance(error, ArmOutside):
+                    raise
 
     def _take_trajectory(self, arm: _Arm, trajectory: Trajectory) -> None:
         try:
@@ -275,13 +327,18 @@ class ArmLoop:
             self._told_rejection = (reason, now)
             self.on_event("warn", f"trajectory rejected: {reason}")
 
-    def _obey(self, command: str, arm: _Arm | None, state: ArmState | None) -> str:
+    def _obey(self, command: str | SpeedScaling, arm: _Arm | None, state: ArmState | None) -> str:
         """What was done, in words. ``arm`` and ``state`` are None without an arm."""
         if command == "stop":
             self._stopped = True
             if arm is not None:
                 self._hold(arm, state.position)
             return "stopped; trajectories are rejected until ~/clear_emergency_stop"
+        if isinstance(command, SpeedScaling):
+            self.config = replace(self.config, speed_scaling=command.share)
+            if arm is not None:
+                arm.follower.config = replace(arm.follower.config, speed_scaling=command.share)
+            return f"at most {command.share:.0%} of the velocity limits are used"
         if command == "clear":
             self._stopped = False
             return "trajectories are accepted again"
@@ -291,6 +348,7 @@ class ArmLoop:
             raise ArmError(f"the arm is not connected: {self.status.last_error}")
         if command == "enable":
             if not self._torque:
+                _check_inside(state.position, arm.follower.config)
                 held = arm.driver.engage()
                 self._torque = True
                 self._hold(arm, held)
@@ -319,3 +377,18 @@ class ArmLoop:
 
     def _update(self, **changes: object) -> None:
         self.status = replace(self.status, **changes)
+
+
+def _check_inside(position: np.ndarray, config: ArmConfig) -> None:
+    """Raises ArmOutside when the arm is clearly beyond its limits."""
+    beyond = np.maximum(config.lower - position, position - config.upper)
+    outside = [
+        f"{joint} is at {at:.2f} rad, its limits are {low:.2f} to {high:.2f}"
+        for joint, at, low, high, by in zip(JOINTS, position, config.lower, config.upper, beyond, strict=True)
+        if by > OUTSIDE_MARGIN
+    ]
+    if outside:
+        raise ArmOutside(
+            f"the arm is outside its limits: {'; '.join(outside)}. Move it inside by hand (if it is held, "
+            "switch its power off and on), or change the limits.* parameters"
+        )

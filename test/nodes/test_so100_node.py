@@ -8,6 +8,8 @@ import time
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
+from rcl_interfaces.msg import Parameter, ParameterValue
+from rcl_interfaces.srv import SetParameters
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -150,6 +152,37 @@ def test_diagnostics_count_what_happened(arm, shared_probe):
     assert int(shared_probe.reports["shared/so100"]["writes"]) > int(report["writes"])
 
 
+def test_diagnostics_tell_of_every_servo_and_of_the_jitter(arm, shared_probe):
+    # It is measured once a second.
+    shared_probe.spin_until(
+        lambda: float(shared_probe.reports.get("shared/so100", {}).get("period_jitter_p99", "nan")) >= 0
+    )
+    report = shared_probe.reports["shared/so100"]
+    for joint in JOINTS:
+        assert 5 < float(report[f"{joint} voltage (V)"]) < 13
+        assert 10 < float(report[f"{joint} temperature (C)"]) < 60
+        assert abs(float(report[f"{joint} load"])) <= 1
+
+
+def test_the_speed_scaling_may_be_changed_while_the_arm_moves(arm, shared_probe):
+    def scale(value):
+        new = Parameter(name="speed_scaling", value=ParameterValue(type=3, double_value=value))
+        return shared_probe.call(SetParameters, "so100/set_parameters", parameters=[new]).results[0]
+
+    goal = np.array(HOME) + [0.6, 0, 0, 0, 0, 0]
+    shared_probe.fresh_state()
+    shared_probe.send(trajectory((2.0, goal)))
+    shared_probe.spin_until(lambda: shared_probe.states[-1].velocity[0] > 0.2)
+    assert scale(0.02).successful
+    shared_probe.spin(0.3)
+    assert abs(shared_probe.states[-1].velocity[0]) < 0.15
+    assert not scale(1.5).successful
+    assert scale(1.0).successful
+    reaches(shared_probe, goal)
+    shared_probe.send(trajectory((0.7, HOME)))
+    reaches(shared_probe, HOME)
+
+
 def test_emergency_stop_ends_the_motion_until_it_is_cleared(arm, shared_probe):
     emulator, node = arm
     shared_probe.send(trajectory((3.0, np.array(HOME) + 0.5)))
@@ -240,6 +273,19 @@ def test_a_signal_ends_it_within_a_second_with_torque_as_configured(
     assert code == 0 and seconds < 1
     assert "Traceback" not in node.log
     assert torque(port, calibration) == ({0} if off else {1})
+
+
+def test_a_signal_stops_a_motion_where_the_arm_is(start_node, emulator, port, calibration, probe):
+    parameters = {"port": port, "calibration": calibration, "disable_torque_on_shutdown": False}
+    node = start_node("so100_node", parameters)
+    node.wait_for(HELD)
+    probe.send(trajectory((1.5, np.array(HOME) + 1.5)))
+    probe.spin_until(lambda: probe.states and probe.states[-1].velocity[0] > 0.8)
+    at = emulator.snapshot().qpos[0]
+    assert node.end(signal.SIGTERM)[0] == 0
+    time.sleep(0.3)
+    # At 1 rad/s; the tenth of a second that rclpy may sleep for would be seen.
+    assert emulator.snapshot().qpos[0] - at < 0.08
 
 
 def test_it_ends_as_cleanly_without_an_arm(start_node, tmp_path, calibration):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop keeps its rate, survives what goes wrong with the arm, and never lets anything make it jump."""
 
+import threading
 import time
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from smolvla_mem_ros.so100.arm import JOINTS, ArmConfig
 from smolvla_mem_ros.so100.driver import ArmError, ArmState
 from smolvla_mem_ros.so100.follower import Trajectory, TrajectoryPoint
-from smolvla_mem_ros.so100.loop import ArmLoop
+from smolvla_mem_ros.so100.health import Servos
+from smolvla_mem_ros.so100.loop import ArmLoop, SpeedScaling
 
 
 class FakeDriver:
@@ -19,6 +21,7 @@ class FakeDriver:
         self.position = np.full(6, 0.1)
         self.limits = (np.full(6, -9.0), np.full(6, 9.0))
         self.repeated_reads = 0
+        self.servos = None
         self.broken = ""
         self.calls = []
         self.written = []
@@ -40,7 +43,7 @@ class FakeDriver:
 
     def read(self):
         self._call("read")
-        return ArmState(time.monotonic(), self.position.copy(), np.zeros(6))
+        return ArmState(time.monotonic(), self.position.copy(), np.zeros(6), self.servos)
 
     def write(self, position):
         self._call("write")
@@ -101,7 +104,7 @@ def test_it_connects_holds_still_and_reports_the_measured_state(start):
     wait_until(lambda: len(rig.states) > 20)
     assert rig.loop.status.state == "holding"
     assert all((position == 0.1).all() for _, position in rig.driver.written)
-    assert rig.driver.calls[:2] == ["connect", "engage"]
+    assert rig.driver.calls[:3] == ["connect", "read", "engage"]
 
 
 def test_a_trajectory_is_followed_in_small_steps(start):
@@ -201,13 +204,72 @@ def test_limits_that_do_not_meet_the_calibration_are_explained(start):
     wait_until(lambda: rig.told("position limits do not meet the calibrated ranges"))
 
 
-def test_an_arm_found_beyond_its_limits_is_held_and_named(start):
+def test_an_arm_found_just_beyond_its_limits_is_held_and_named(start):
     driver = FakeDriver()
-    driver.position = np.array([0, 2.5, 0, 0, 0, 0])
+    driver.position = np.array([0, 1.8, 0, 0, 0, 0])
     rig = start(driver)
     wait_until(lambda: len(driver.written) > 5)
     assert rig.told("shoulder_lift beyond its limits") == 1
-    assert all((position == [0, 2.5, 0, 0, 0, 0]).all() for _, position in driver.written)
+    assert all((position == [0, 1.8, 0, 0, 0, 0]).all() for _, position in driver.written)
+
+
+def test_an_arm_found_outside_is_not_started_until_it_is_moved_inside(start, monkeypatch):
+    monkeypatch.setattr("smolvla_mem_ros.so100.loop.RETRY_PERIOD", 0.05)
+    driver = FakeDriver()
+    driver.position = np.array([0, 2.5, 0, 0, -3.5, 0])
+    rig = start(driver, connected=False)
+    wait_until(lambda: driver.calls.count("connect") > 3)
+    assert rig.told("shoulder_lift is at 2.50 rad, its limits are -1.75 to 1.75; wrist_roll") == 1
+    assert rig.told("Move it inside by hand") == 1
+    assert not {"engage", "write"} & set(driver.calls)
+    driver.position = np.zeros(6)
+    wait_until(lambda: driver.written)
+
+
+def test_torque_does_not_come_back_to_an_arm_outside(start):
+    rig = start()
+    rig.loop.request("disable").result(1)
+    rig.driver.position = np.array([0, 2.5, 0, 0, 0, 0])
+    time.sleep(0.05)
+    with pytest.raises(ArmError, match=r"shoulder_lift is at 2\.50 rad"):
+        rig.loop.request("enable").result(1)
+    assert rig.loop.status.state == "torque off"
+    rig.driver.position = np.zeros(6)
+    time.sleep(0.05)
+    assert "torque is on" in rig.loop.request("enable").result(1)
+
+
+# What the servos report -------------------------------------------------------------------------
+
+
+def test_a_servo_that_is_not_well_is_named_once_and_so_is_its_recovery(start):
+    rig = start()
+    hot = np.zeros(6)
+    hot[3] = 65.0
+    for temperature, words in ((hot, "servo 4 (wrist_flex) is warm"), (np.zeros(6), "over: servo 4")):
+        rig.driver.servos = Servos(np.zeros(6), np.full(6, 7.4), temperature, np.zeros(6, int))
+        wait_until(lambda words=words: rig.told(words))
+    time.sleep(0.05)
+    assert rig.told("servo 4") == 2
+    assert rig.loop.status.servos.voltage[0] == 7.4
+
+
+def test_speed_scaling_slows_the_motion_under_way(start):
+    rig = start()
+    rig.loop.submit(go(1.1, seconds=1.0))
+    wait_until(lambda: rig.loop.status.state == "moving")
+    assert "10%" in rig.loop.request(SpeedScaling(0.1)).result(1)
+    time.sleep(0.3)
+    begin = len(rig.driver.written)
+    wait_until(lambda: len(rig.driver.written) > begin + 20)
+    times, positions = zip(*rig.driver.written[begin:], strict=True)
+    assert (np.ptp(positions, axis=0) <= 0.31 * (times[-1] - times[0]) + 0.003).all()
+
+
+def test_what_the_system_refuses_is_told_and_the_loop_runs_all_the_same(start):
+    rig = start(cpu=4095)
+    assert rig.told("cannot keep to processor 4095") == 1
+    wait_until(lambda: rig.loop.status.period_jitter_p99 >= 0, timeout=3.0)
 
 
 # Stopping ---------------------------------------------------------------------------------------
@@ -258,7 +320,7 @@ def test_torque_off_lets_go_and_stays_off_when_the_arm_returns(start, monkeypatc
     rig = start()
     assert "torque is off" in rig.loop.request("disable").result(1)
     written = len(rig.driver.written)
-    rig.driver.position = np.full(6, -0.4)
+    rig.driver.position = np.full(6, -0.15)
     rig.loop.submit(go(0.5))
     wait_until(lambda: rig.told("torque is off; call ~/enable"))
     rig.driver.broken = "gone"
@@ -268,7 +330,7 @@ def test_torque_off_lets_go_and_stays_off_when_the_arm_returns(start, monkeypatc
     assert len(rig.driver.written) == written and rig.driver.calls.count("engage") == 1
     rig.loop.request("enable").result(1)
     wait_until(lambda: len(rig.driver.written) > written + 5)
-    assert all((position == -0.4).all() for _, position in rig.driver.written[written:])
+    assert all((position == -0.15).all() for _, position in rig.driver.written[written:])
 
 
 def test_requests_without_an_arm_are_answered_with_the_cause(start):
@@ -278,6 +340,20 @@ def test_requests_without_an_arm_are_answered_with_the_cause(start):
     with pytest.raises(ArmError, match="no serial port"):
         rig.loop.request("enable").result(2)
     assert rig.loop.request("stop").result(2)
+
+
+def test_asked_to_stop_by_a_signal_it_writes_where_the_arm_is_and_nothing_after(start):
+    asked = threading.Event()
+    rig = start(stop_asked=asked.is_set)
+    rig.loop.submit(go(1.0, seconds=2.0))
+    wait_until(lambda: rig.driver.position[0] > 0.3)
+    asked.set()
+    at = time.monotonic()
+    wait_until(lambda: rig.driver.calls[-1].startswith("close"))
+    moving = [
+        when for when, position in rig.driver.written if when > at and position[0] != rig.driver.position[0]
+    ]
+    assert len(moving) <= 1
 
 
 @pytest.mark.parametrize("torque_off", [True, False])

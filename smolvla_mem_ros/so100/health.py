@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the servos report of themselves, and what of it is a reason to worry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from smolvla_mem_ros.so100.arm import JOINTS
+
+# Of the status register of Feetech's STS servos; the servo sets a bit and may let go of the joint.
+STATUS = {
+    0: "sees a supply voltage beyond its limits; check the power supply and its cable",
+    1: "has a fault in its position sensor; it needs repair",
+    2: "is overheated; let the arm rest and cool",
+    3: "draws too much current; free the joint",
+    5: "is overloaded; take weight off the joint, or free it",
+}
+WARM = 60.0  # degrees Celsius; at 70, as they leave the factory, they let go
+
+
+@dataclass(frozen=True)
+class Servos:
+    """What six servos report, in the order of JOINTS.
+
+    Args:
+        load: (6,) -1 to 1, share of the largest drive.
+        voltage: (6,) V.
+        temperature: (6,) degrees Celsius.
+        status: (6,) int, bits of STATUS.
+    """
+
+    load: np.ndarray
+    voltage: np.ndarray
+    temperature: np.ndarray
+    status: np.ndarray
+
+    @property
+    def problems(self) -> list[str]:
+        """In words, by name."""
+        found = []
+        for number, joint in enumerate(JOINTS):
+            servo, bits = f"servo {number + 1} ({joint})", int(self.status[number])
+            found += [f"{servo} {text}" for bit, text in STATUS.items() if bits >> bit & 1]
+            if self.temperature[number] >= WARM and not bits >> 2 & 1:
+                found.append(f"{servo} is warm, {WARM:.0f} degrees or more; let the arm rest soon")
+        return found
+
+    def values(self) -> dict[str, float]:
+        """One entry for each joint and quantity, for diagnostics."""
+        return {
+            f"{joint} {name}": float(getattr(self, quantity)[number])
+            for number, joint in enumerate(JOINTS)
+            for quantity, name in (
+                ("temperature", "temperature (C)"),
+                ("voltage", "voltage (V)"),
+                ("load", "load"),
+            )
+        }
