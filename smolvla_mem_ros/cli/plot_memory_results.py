@@ -150,7 +150,8 @@ def section(results: Results, images: Path, page: Path) -> str:
     draw, table = {
         "main": (draw_main, table_main),
         "oracle": (None, table_oracle),
-        "delay": (draw_delay, table_delay),
+        "delay": (draw_delays, table_delays),
+        "gate": (draw_delays, table_delays),
     }.get(results.study, (draw_variants, table_variants))
     parts = [table(results)]
     if draw:
@@ -159,6 +160,9 @@ def section(results: Results, images: Path, page: Path) -> str:
         parts.insert(0, f"![{STUDIES[results.study].question}]({os.path.relpath(picture, page)})")
     if len(results.found) < total:
         parts.append(f"{len(results.found)} of {total} runs; the others have not been made yet.")
+    runs = plan(RECIPE)[results.study]
+    if stale := sum(ablations.is_stale(runs[key], RECIPE, found) for key, found in results.found.items()):
+        parts.append(f"{stale} of them were trained with an earlier recipe, as their files say.")
     return "\n\n".join(parts)
 
 
@@ -258,17 +262,18 @@ def table_variants(results: Results) -> str:
     return markdown(["task", AXES[results.study], *names, "best without memory"], rows)
 
 
-def table_delay(results: Results) -> str:
-    study = STUDIES["delay"]
+def table_delays(results: Results) -> str:
+    study = STUDIES[results.study]
+    columns = [(tasks, variant.label) for tasks in results.groups for variant in study.variants]
     rows = [
         [
             f"{delay} ({delay / FPS:.1f} s)",
             f"{delay / DELAYS[1]:g} x",
-            *(results.rate("memory", g, g[0], mode, delay) for g in results.groups for mode in study.modes),
+            *(results.rate(label, tasks, tasks[0], delay=delay) for tasks, label in columns),
         ]
         for delay in study.delays
     ]
-    names = [f"{tasks[0]}, {MODES[mode][0]}" for tasks in results.groups for mode in study.modes]
+    names = [f"{tasks[0]}, {label}" for tasks, label in columns]
     return markdown(["frames from cue to go", "of the longest trained", *names], rows)
 
 
@@ -334,19 +339,18 @@ def draw_variants(results: Results) -> Figure:
     return _finished(figure)
 
 
-def draw_delay(results: Results) -> Figure:
-    study = STUDIES["delay"]
+def draw_delays(results: Results) -> Figure:
+    study = STUDIES[results.study]
     figure = _figure(1.5 + 4 * len(results.groups), 3.6)
     for axes, tasks in zip(_columns(figure, len(results.groups)), results.groups, strict=True):
-        for mode in study.modes:
-            name, colour = MODES[mode]
-            points = [(d, results.rate("memory", tasks, tasks[0], mode, d)) for d in study.delays]
+        for variant in study.variants:
+            points = [(d, results.rate(variant.label, tasks, tasks[0], delay=d)) for d in study.delays]
             points = [(delay, rate) for delay, rate in points if rate]
             shares = np.array([rate.share for _, rate in points])
             ends = np.array([rate.interval for _, rate in points]).reshape(-1, 2).T
             errors = (100 * np.abs(ends - shares)).tolist()
             x = [delay for delay, _ in points]
-            axes.errorbar(x, 100 * shares, errors, marker="o", capsize=3, color=colour, label=name)
+            axes.errorbar(x, 100 * shares, errors, marker="o", capsize=3, label=variant.label)
         label = "best without memory"
         axes.axhline(100 * TASKS[tasks[0]].ceiling, color="black", ls="--", lw=1, label=label)
         axes.axvspan(DELAYS[0], DELAYS[1], color="tab:green", alpha=0.12, lw=0, label="delays in training")

@@ -39,6 +39,9 @@ class SmolVLAMemConfig(SmolVLAConfig):
     # rmt: M' = write output.  gated: M' = M + g * (Norm(W h) - M).  ema: M' = M + rate * (h - M).
     mem_update: str = "gated"
     mem_ema_rate: float = 0.1
+    # Where the gates begin: sigmoid(-3) takes 5 % of what is written, so half of what is known is there after
+    # 13 writes. Only a training that starts without memory weights uses it.
+    mem_gate_bias: float = -3.0
     # RMS of a memory token before the factor sqrt(hidden size) that SmolVLA gives image and language tokens.
     mem_token_scale: float = 0.2
     # Gaussian noise on the memory between segments, in training only, relative to mem_token_scale. What is
@@ -63,6 +66,8 @@ class SmolVLAMemConfig(SmolVLAConfig):
             problems.append(f"mem_update={self.mem_update!r} must be one of {', '.join(MEMORY_UPDATES)}")
         if not 0 < self.mem_ema_rate <= 1:
             problems.append(f"mem_ema_rate={self.mem_ema_rate} must lie in (0, 1]")
+        if not -math.inf < self.mem_gate_bias < math.inf:
+            problems.append(f"mem_gate_bias={self.mem_gate_bias} must be finite")
         if not 0 < self.mem_token_scale < math.inf:
             problems.append(f"mem_token_scale={self.mem_token_scale} must be positive and finite")
         if not 0 <= self.mem_noise < math.inf:

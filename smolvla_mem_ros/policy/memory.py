@@ -99,8 +99,7 @@ class GatedUpdate(nn.Module):
         self.proj = nn.Linear(hidden, hidden)
         self.norm = nn.LayerNorm(hidden)
         self.gate = nn.Linear(2 * hidden, hidden)
-        # Start by keeping about three quarters of what is known.
-        nn.init.constant_(self.gate.bias, -1.0)
+        nn.init.constant_(self.gate.bias, config.mem_gate_bias)
 
     def forward(self, memory: Memory, written: Tensor) -> Memory:
         candidate = self.scale * self.norm(self.proj(written))

@@ -78,6 +78,13 @@ STUDIES: dict[str, Study] = {
     "tokens": Study(
         "How many memory tokens?", variants=_each("num_mem_tokens", {str(n): n for n in (1, 2, 4, 8)})
     ),
+    "gate": Study(
+        "How much of what is known should the gates keep at first?",
+        variants=_each("mem_gate_bias", {"73 %": -1.0, "95 %": -3.0, "99 %": -5.0}),
+        tasks=(("CueRecall3",), ("LateCue2",)),
+        modes=("on",),
+        delays=tuple(DELAYS[1] * times for times in (1, 4, 16)),
+    ),
     "anchor": Study(
         "What is the first frame of the episode worth in a training sample?",
         variants=_each("mem_anchor", {"on": True, "off": False}),

@@ -250,6 +250,7 @@ RECIPE = Recipe(
     memory={
         "num_mem_tokens": 4,
         "mem_update": "gated",
+        "mem_gate_bias": -3.0,
         "mem_noise": 0.3,
         "mem_segments": 6,
         "mem_curriculum_steps": 0,

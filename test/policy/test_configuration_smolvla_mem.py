@@ -69,6 +69,8 @@ def test_without_memory_the_frames_are_those_of_stock(make_config, make_stock):
         ("mem_ema_rate", 0.0),
         ("mem_ema_rate", 1.5),
         ("mem_ema_rate", math.nan),
+        ("mem_gate_bias", math.nan),
+        ("mem_gate_bias", -math.inf),
         ("mem_token_scale", 0.0),
         ("mem_token_scale", math.nan),
         ("mem_token_scale", math.inf),

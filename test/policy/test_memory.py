@@ -157,13 +157,14 @@ def test_gated_moves_between_old_and_new_as_its_gate_says(make_update, memory):
         torch.testing.assert_close(after[1], candidate[1])
 
 
-def test_gated_starts_by_keeping_about_three_quarters(make_update):
-    update = make_update("gated")
+@pytest.mark.parametrize(("bias", "taken"), [(-3.0, 0.05), (-1.0, 0.27)])
+def test_gated_starts_by_keeping_as_much_as_asked(make_update, bias, taken):
+    update = make_update("gated", mem_gate_bias=bias)
     old = Memory(torch.full((1, 2, 8), SCALE), torch.ones(1, dtype=torch.bool))
     written = torch.randn(1, 2, 8)
     candidate = SCALE * update.norm(update.proj(written))
     gate = (update(old, written).tokens - old.tokens) / (candidate - old.tokens)
-    assert 0.15 < gate.mean() < 0.4
+    assert gate.mean().item() == pytest.approx(taken, rel=0.5)
 
 
 @pytest.fixture(scope="module")
