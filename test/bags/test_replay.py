@@ -177,8 +177,8 @@ def test_errors_are_against_what_was_commanded_where_that_is_known(tmp_path, mak
     error = measures.errors([first], target, contract)
     np.testing.assert_allclose(error[0, :, 0], 10, atol=0.3)
     np.testing.assert_allclose(error[0, :, 1:], 0, atol=1e-6)
-    # A later command replaces one that still lasts, and what is after its last point is not known.
-    at = np.array([START + round(t * SECOND) for t in (0.5, 2.4, 2.5, 2.6)])
+    # A later command replaces one that still lasts; a single goal holds for a while, then nothing is known.
+    at = np.array([START + round(t * SECOND) for t in (0.5, 2.4, 2.6, 2.8)])
     known = target.at(at)[:, 0]
     assert np.isnan(known[[0, 3]]).all()
     np.testing.assert_allclose(known[1:3], [0.24 + off, 9.0], atol=1e-6)
