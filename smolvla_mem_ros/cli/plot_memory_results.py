@@ -83,6 +83,12 @@ class Results:
         return Rate(sum(s["successes"] for s in scores), sum(s["n"] for s in scores), shares)
 
     @property
+    def stale(self) -> list[str]:
+        """Runs that were made with another recipe."""
+        runs = plan(RECIPE)[self.study]
+        return [runs[k].name for k, found in self.found.items() if ablations.is_stale(runs[k], RECIPE, found)]
+
+    @property
     def groups(self) -> list[tuple[str, ...]]:
         """The tuples of tasks that anything was measured of, in the study's order."""
         return [tasks for tasks in STUDIES[self.study].tasks if any(key[1] == tasks for key in self.found)]
@@ -122,8 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = plan(RECIPE)[study]
         if missing := [runs[key].name for key in runs if key not in results]:
             print(f"{study}: {len(missing)} of {len(runs)} runs are missing: {_some(missing)}")
-        stale = [runs[key].name for key in results if ablations.is_stale(runs[key], RECIPE, results[key])]
-        if stale:
+        if stale := Results(study, results).stale:
             print(f"{study}: {len(stale)} were made with another recipe: {_some(stale)}")
     print(f"written: {args.page}, {args.readme}, {args.rosbags}, {args.images}")
     return 0
@@ -160,9 +165,8 @@ def section(results: Results, images: Path, page: Path) -> str:
         parts.insert(0, f"![{STUDIES[results.study].question}]({os.path.relpath(picture, page)})")
     if len(results.found) < total:
         parts.append(f"{len(results.found)} of {total} runs; the others have not been made yet.")
-    runs = plan(RECIPE)[results.study]
-    if stale := sum(ablations.is_stale(runs[key], RECIPE, found) for key, found in results.found.items()):
-        parts.append(f"{stale} of them were trained with an earlier recipe, as their files say.")
+    if stale := results.stale:
+        parts.append(f"{len(stale)} of them were trained with an earlier recipe, as their files say.")
     return "\n\n".join(parts)
 
 
@@ -205,7 +209,11 @@ def summary(results: Results) -> str:
     ]
     counts = [sum(key[:2] == (label, tasks) for key in results.found) for label in ("memory", "no memory")]
     table = markdown(["task", *(SERIES[key][0] for key in shown), "best without memory"], rows)
-    return f"{table}\n\nTrainings: {counts[0]} with memory, {counts[1]} without."
+    text = f"{table}\n\nTrainings: {counts[0]} with memory, {counts[1]} without."
+    ours = {run.name for key, run in plan(RECIPE)["main"].items() if key[1] == tasks}
+    if stale := ours.intersection(results.stale):
+        text += f" {len(stale)} of them with an earlier recipe than the one that is in the tree."
+    return text
 
 
 def table_cost(folder: Path) -> str:

@@ -18,8 +18,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_stop: Callable | None = None
-_wakeup: int | None = None  # readable once a signal has come
+_wakeup: int | None = None  # readable once a signal has come to run_node
 
 
 def stop_asked() -> bool:
@@ -36,7 +35,7 @@ def ended_at_once_by_signals() -> Iterator[None]:
 
     Does nothing outside :func:`run_node`.
     """
-    if _stop is None:
+    if _wakeup is None:
         yield
         return
     for number in _SIGNALS:
@@ -45,7 +44,11 @@ def ended_at_once_by_signals() -> Iterator[None]:
         yield
     finally:
         for number in _SIGNALS:
-            signal.signal(number, _stop)
+            signal.signal(number, _noted)
+
+
+def _noted(*_: object) -> None:
+    """Python writes to the wakeup descriptor only for a signal that has a handler."""
 
 
 def run_node(make_node: Callable[[], Node], args: list[str] | None = None) -> NoReturn:
@@ -54,18 +57,11 @@ def run_node(make_node: Callable[[], Node], args: list[str] | None = None) -> No
     A node ends with exit code 0; by itself when it is ``finished``, or with what it puts into ``exit_code``.
     rclpy's own handlers are not used: they shut the context down before a node could say goodbye.
     """
-    global _stop, _wakeup
-    stopping = False
+    global _wakeup
     _wakeup, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writing)
-
-    def stop(*_) -> None:
-        nonlocal stopping
-        stopping = True
-
-    _stop = stop
     for number in _SIGNALS:
-        signal.signal(number, stop)
+        signal.signal(number, _noted)
     code = 0
     with rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO):
         try:
@@ -75,7 +71,7 @@ def run_node(make_node: Callable[[], Node], args: list[str] | None = None) -> No
             sys.exit(1)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
-        while not stopping and code == 0 and not getattr(node, "finished", False):
+        while not stop_asked() and code == 0 and not getattr(node, "finished", False):
             executor.spin_once(timeout_sec=0.1)
             code = getattr(node, "exit_code", 0)
         node.close()

@@ -39,11 +39,13 @@ class Servos:
     @property
     def problems(self) -> list[str]:
         """In words, by name."""
+        warm = self.temperature >= WARM
         found = []
-        for number, joint in enumerate(JOINTS):
-            servo, bits = f"servo {number + 1} ({joint})", int(self.status[number])
+        # Asked for in every cycle; there are hardly ever any.
+        for number in np.flatnonzero(warm | (self.status != 0)):
+            servo, bits = f"servo {number + 1} ({JOINTS[number]})", int(self.status[number])
             found += [f"{servo} {text}" for bit, text in STATUS.items() if bits >> bit & 1]
-            if self.temperature[number] >= WARM and not bits >> 2 & 1:
+            if warm[number] and not bits >> 2 & 1:
                 found.append(f"{servo} is warm, {WARM:.0f} degrees or more; let the arm rest soon")
         return found
 

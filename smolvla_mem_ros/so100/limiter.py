@@ -36,11 +36,12 @@ def limited(
     target = np.clip(wanted, config.lower, config.upper)
     target_rate = np.where(target == wanted, wanted_rate, 0.0)
     direct = (target - position) / dt
-    # What is left after this step if the joint moves as the target does. It closes no faster than it can
-    # stop; what one change of the rate makes up for is closed at once.
-    gap = np.abs(direct - target_rate) * dt
-    closing = np.maximum(_stopping(gap, config.max_acceleration, dt), np.minimum(gap / dt, most))
-    new = target_rate + np.sign(direct - target_rate) * closing
+    # How much faster than the target the joint would have to be to reach it in this step. It is no faster
+    # than it can stop in what is between them; what one change of the rate makes up for is closed at once.
+    excess = direct - target_rate
+    stoppable = _stopping(np.abs(excess) * dt, config.max_acceleration, dt)
+    closing = np.maximum(stoppable, np.minimum(np.abs(excess), most))
+    new = target_rate + np.sign(excess) * closing
     new = np.clip(new, rate - most, rate + most)
     # The largest velocity may have been made smaller just now.
     fastest = np.maximum(config.max_velocity * config.speed_scaling, np.abs(rate) - most)

@@ -182,6 +182,16 @@ def record_again(terminal):
     terminal.see("NAME")
 
 
+def record_and_close(terminal, arm):
+    """Up to the joints that are moved one by one."""
+    begin_recording(terminal)
+    arm.sweep_all()
+    terminal.type()
+    terminal.see("Close the gripper wholly")
+    arm.put(6, MIDDLE - SPAN[6] / 2)
+    terminal.type()
+
+
 def factory(memory):
     return all((s["offset"], s["min"], s["max"], s["torque"]) == (0, 0, 4095, 0) for s in memory.values())
 
@@ -198,12 +208,7 @@ def left_in(folder):
 def test_a_calibration_from_the_first_step_to_the_file(start, arm, file):
     arm.ask("hold")
     terminal = start()
-    begin_recording(terminal)
-    arm.sweep_all()
-    terminal.type()
-    terminal.see("Close the gripper wholly")
-    arm.put(6, MIDDLE - SPAN[6] / 2)
-    terminal.type()
+    record_and_close(terminal, arm)
     for number, joint in enumerate(JOINTS, start=1):
         terminal.see(f"({joint})")
         arm.put(number, MIDDLE + 300)
@@ -285,12 +290,7 @@ def test_after_a_mistake_it_starts_again_and_a_doubtful_result_is_kept_only_on_d
 
 def test_swapped_servos_show_when_a_joint_is_moved_by_its_name(start, arm, file):
     terminal = start("--timeout", "2")
-    begin_recording(terminal)
-    arm.sweep_all()
-    terminal.type()
-    terminal.see("Close the gripper wholly")
-    arm.put(6, MIDDLE - SPAN[6] / 2)
-    terminal.type()
+    record_and_close(terminal, arm)
     for number, joint in zip((1, 2, 4, 3, 5, 6), JOINTS, strict=True):
         terminal.see(f"({joint})")
         arm.put(number, MIDDLE + 500)
