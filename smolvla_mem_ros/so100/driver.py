@@ -25,7 +25,7 @@ from lerobot.robots.so_follower import SOFollower, SOFollowerRobotConfig
 from scservo_sdk import COMM_SUCCESS
 
 from smolvla_mem_ros.so100.arm import JOINTS, LEROBOT_UNITS, Calibration, CalibrationError
-from smolvla_mem_ros.so100.health import Servos
+from smolvla_mem_ros.so100.health import Servos, faults
 
 READ_PATIENCE = 0.4  # s, after which an arm that does not answer properly is taken for lost
 QUIET = 0.015  # s without a byte after which a late answer is not expected any more
@@ -100,18 +100,35 @@ def check_port(port: str) -> None:
 
 
 def explain(bus: FeetechMotorsBus, error: Exception) -> str:
-    """What is the matter after ``error``; silent servos are named."""
+    """What is the matter after ``error``; servos that are silent or report a fault are named."""
     if bus.is_connected:
         with contextlib.suppress(*BUS_ERRORS):
             bus.port_handler.is_using = False
-            silent = [joint for joint in JOINTS if bus.ping(joint, num_retry=1) is None]
+            silent, problems = [], []
+            for number, joint in enumerate(JOINTS):
+                # LeRobot takes an answer that reports a fault for none.
+                answered, bits = _ping(bus, bus.motors[joint].id)
+                if answered:
+                    problems += faults(number, bits)
+                else:
+                    silent.append(f"{bus.motors[joint].id} ({joint})")
             if silent:
-                names = ", ".join(f"{bus.motors[joint].id} ({joint})" for joint in silent)
-                return (
-                    f"servo {names} on {bus.port} does not answer; check the arm's power supply and "
-                    "the cables from servo to servo"
+                problems.append(
+                    f"servo {', '.join(silent)} on {bus.port} does not answer; check the arm's power supply "
+                    "and the cables from servo to servo"
                 )
+            if problems:
+                return "; ".join(problems)
     return f"cannot talk to the arm on {bus.port}: {' '.join(str(error).split())}"
+
+
+def _ping(bus: FeetechMotorsBus, servo: int) -> tuple[bool, int]:
+    """Whether a servo answers one of two pings, and the bits of health.STATUS that it answers with."""
+    for _ in range(2):
+        _, result, bits = bus.packet_handler.ping(bus.port_handler, servo)
+        if result == COMM_SUCCESS:
+            return True, bits
+    return False, 0
 
 
 class So100Driver:

@@ -20,6 +20,16 @@ STATUS = {
 WARM = 60.0  # degrees Celsius; at 70, as they leave the factory, they let go
 
 
+def servo(number: int) -> str:
+    """What the servo of the joint JOINTS[number] is called."""
+    return f"servo {number + 1} ({JOINTS[number]})"
+
+
+def faults(number: int, bits: int) -> list[str]:
+    """In words, what the bits of STATUS say of the joint JOINTS[number]."""
+    return [f"{servo(number)} {text}" for bit, text in STATUS.items() if bits >> bit & 1]
+
+
 @dataclass(frozen=True)
 class Servos:
     """What six servos report, in the order of JOINTS.
@@ -43,10 +53,10 @@ class Servos:
         found = []
         # Asked for in every cycle; there are hardly ever any.
         for number in np.flatnonzero(warm | (self.status != 0)):
-            servo, bits = f"servo {number + 1} ({JOINTS[number]})", int(self.status[number])
-            found += [f"{servo} {text}" for bit, text in STATUS.items() if bits >> bit & 1]
+            bits = int(self.status[number])
+            found += faults(number, bits)
             if warm[number] and not bits >> 2 & 1:
-                found.append(f"{servo} is warm, {WARM:.0f} degrees or more; let the arm rest soon")
+                found.append(f"{servo(number)} is warm, {WARM:.0f} degrees or more; let the arm rest soon")
         return found
 
     def values(self) -> dict[str, float]:

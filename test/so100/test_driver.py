@@ -305,3 +305,17 @@ def test_without_a_connection_every_call_says_so(port, calibration):
         with pytest.raises(ArmError, match="not connected"):
             call()
     driver.close(True)
+
+
+def test_a_servo_with_a_fault_is_told_from_a_silent_one(emulator, port, calibration):
+    emulator.command("overheat elbow_flex 80")
+    emulator.command("mute gripper")
+    driver = So100Driver(port, calibration)
+    with pytest.raises(
+        ArmError, match=r"servo 3 \(elbow_flex\) is overheated.*servo 6 \(gripper\) on .* does not"
+    ):
+        driver.connect()
+    emulator.command("cool elbow_flex")
+    emulator.command("unmute gripper")
+    driver.connect()
+    driver.close(False)
