@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The surroundings of every test process: set before anything imports ROS, torch or MuJoCo."""
 
+import faulthandler
 import fcntl
 import os
 import tempfile
 from pathlib import Path
 
 import pytest
+
+LONGEST_RUN = 3600  # s
 
 # ROS uses UDP ports counted from the domain; above 101 they meet Linux's ephemeral ports.
 DOMAINS = range(1, 102)
@@ -36,6 +39,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+def pytest_configure():
+    """A run that stands still ends, and says where it stood; in a worker each test sets this clock anew."""
+    faulthandler.dump_traceback_later(LONGEST_RUN, exit=True)
 
 
 @pytest.fixture
