@@ -56,17 +56,23 @@ class TrajectorySegment:
 
 
 def to_segment(chunk: Chunk, contract: Contract) -> TrajectorySegment:
-    """Convert to the topics' units and add velocities by central differences.
-
-    The last velocity is zero: joint_trajectory_controller refuses a trajectory that ends in motion.
-    """
+    """Convert to the topics' units and add velocities."""
     positions = contract.units.to_radians(np.asarray(chunk.actions, dtype=float)) / contract.radians_per_unit
     times = np.arange(len(positions)) * chunk.dt
-    velocities = np.zeros_like(positions)
+    return TrajectorySegment(chunk.stamp, contract.joints, times, positions, velocities(positions, chunk.dt))
+
+
+def velocities(positions: np.ndarray, dt: float) -> np.ndarray:
+    """(T, D) by differences of second order; positions (T, D) stand ``dt`` s apart.
+
+    The last is zero: joint_trajectory_controller refuses a trajectory that ends in motion.
+    """
+    found = np.zeros_like(positions)
     if len(positions) > 1:
-        velocities = np.gradient(positions, chunk.dt, axis=0)
-        velocities[-1] = 0.0
-    return TrajectorySegment(chunk.stamp, contract.joints, times, positions, velocities)
+        # At the first point too: a chunk that is taken over there must not differ from the one before.
+        found = np.gradient(positions, dt, axis=0, edge_order=min(2, len(positions) - 1))
+        found[-1] = 0.0
+    return found
 
 
 def hold(segment: TrajectorySegment, now: int) -> TrajectorySegment | None:

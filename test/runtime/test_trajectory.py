@@ -51,3 +51,19 @@ def test_there_is_nothing_to_hold_after_the_end(contract):
 def test_a_motion_that_has_not_begun_is_held_at_its_start(contract):
     stop = hold(ramp(contract), SECOND // 2)
     assert stop.positions[0, 0] == pytest.approx(0)
+
+
+def test_the_first_velocity_is_as_exact_as_the_others_on_a_curve(contract):
+    # A chunk that is taken over at its first point must not differ from the one before.
+    times = np.arange(20) / 30
+    actions = np.zeros((20, 6))
+    actions[:, 0] = 50 * times**2
+    velocities = to_segment(Chunk(SECOND, actions, 1 / 30, 0), contract).velocities
+    np.testing.assert_allclose(velocities[:-1, 0], np.deg2rad(100 * times[:-1]), atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_short_chunk_has_velocities_too(contract, steps):
+    velocities = ramp(contract, steps=steps).velocities
+    np.testing.assert_allclose(velocities[: steps - 1, 0], np.full(steps - 1, np.deg2rad(90)))
+    np.testing.assert_array_equal(velocities[-1], np.zeros(6))
