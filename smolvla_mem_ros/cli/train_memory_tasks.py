@@ -31,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                         f"(default {RESULTS})")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the training with memory (default 0)")
     parser.add_argument(
-        "--jobs", type=positive, default=1, help="steps side by side, a thread each (default 1)"
+        "--jobs",
+        type=positive,
+        default=1,
+        help="cores to use: steps run side by side, and a training's batches are shared (default 1)",
     )
     parser.add_argument("--keep", action="store_true", help="keep all checkpoints, not only the last")
     parser.add_argument("--quick", action="store_true", help="a smoke run: few demonstrations and steps; in "
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     training = recipe.training(recipe.all.tasks, args.seed, {})
     try:
         failures = make(preparation(recipe, work, args.keep), work, args.jobs)
-        stages = [jobs.training(stage, work, args.keep) for stage in training.stages]
+        stages = [jobs.training(stage, work, args.keep, args.jobs) for stage in training.stages]
         failures = failures or make([stages], work, args.jobs)
         results = []
         for run in plan(recipe)["main"].values():

@@ -22,6 +22,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
 }
 LEROBOT_TRAIN = "lerobot.scripts.lerobot_train"
+TORCHRUN = "torch.distributed.run"
 
 
 class JobError(RuntimeError):
@@ -123,20 +124,34 @@ def collecting(demos: Demos, work: Path) -> Job:
     )
 
 
-def training(it: Training, work: Path, keep: bool = False) -> Job:
-    """Runs lerobot-train, from its last checkpoint when there is one; ``keep`` leaves the older ones."""
-    note, output = Note(it, work), it.output(work)
+def training(it: Training, work: Path, keep: bool = False, processes: int = 1) -> Job:
+    """Runs lerobot-train, from its last checkpoint when there is one.
+
+    Args:
+        keep: leaves the older checkpoints.
+        processes: that share each batch, on a core each.
+
+    Raises:
+        ValueError: they cannot share it equally.
+    """
+    note, output, arguments = Note(it, work), it.output(work), it.arguments(work, processes)
+
+    def run(arguments: Sequence[str]) -> list[str]:
+        if processes == 1:
+            return python(LEROBOT_TRAIN, *arguments)
+        shared = ("--standalone", f"--nproc_per_node={processes}", "-m", LEROBOT_TRAIN)
+        return python(TORCHRUN, *shared, *arguments)
 
     def command() -> list[str]:
         note.begin()
         if last_step(output):
-            return python(LEROBOT_TRAIN, *it.resuming(work))
+            return run(it.resuming(work))
         if output.exists():
             # Ended in its first checkpoint; LeRobot refuses a folder that is there.
             if strange := {path.name for path in output.iterdir()} - {"checkpoints", "wandb"}:
                 raise JobError(f"{output} holds {min(strange)}, which is not of a training; move it away")
             shutil.rmtree(output)
-        return python(LEROBOT_TRAIN, *it.arguments(work))
+        return run(arguments)
 
     return Job(
         name=Path(it.name).name,

@@ -40,6 +40,22 @@ def test_a_training_begins_goes_on_and_is_finished(tmp_path):
     assert job.finished
 
 
+def test_processes_share_a_batch_and_may_go_on_with_what_one_began(tmp_path):
+    job = jobs.training(TRAINING, tmp_path, processes=2)
+    command = job.command()
+    assert command[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    assert "--batch_size=1" in command and "--batch_size=2" not in command
+    jobs.training(TRAINING, tmp_path).command()
+    save(tmp_path, 40)
+    job.check()
+    assert job.command()[-len(TRAINING.resuming(tmp_path)) :] == TRAINING.resuming(tmp_path)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a batch of 2 cannot be shared by 3 processes"):
+        jobs.training(TRAINING, tmp_path, processes=3)
+
+
 def test_a_first_checkpoint_that_was_cut_short_is_begun_anew(tmp_path):
     cut = TRAINING.output(tmp_path) / "checkpoints" / "000020" / "pretrained_model"
     cut.mkdir(parents=True)
