@@ -11,7 +11,8 @@ from smolvla_mem_ros.so100.arm import JOINTS, ArmConfig
 from smolvla_mem_ros.so100.driver import ArmError, ArmState
 from smolvla_mem_ros.so100.follower import Trajectory, TrajectoryPoint
 from smolvla_mem_ros.so100.health import Servos
-from smolvla_mem_ros.so100.loop import ArmLoop, SpeedScaling
+from smolvla_mem_ros.so100.loop import ArmLoop
+from smolvla_mem_ros.so100.requests import ClearEmergencyStop, EmergencyStop, SpeedScaling, SwitchTorque
 
 
 class FakeDriver:
@@ -228,15 +229,15 @@ def test_an_arm_found_outside_is_not_started_until_it_is_moved_inside(start, mon
 
 def test_torque_does_not_come_back_to_an_arm_outside(start):
     rig = start()
-    rig.loop.request("disable").result(1)
+    rig.loop.request(SwitchTorque(False)).result(1)
     rig.driver.position = np.array([0, 2.5, 0, 0, 0, 0])
     time.sleep(0.05)
     with pytest.raises(ArmError, match=r"shoulder_lift is at 2\.50 rad"):
-        rig.loop.request("enable").result(1)
+        rig.loop.request(SwitchTorque(True)).result(1)
     assert rig.loop.status.state == "torque off"
     rig.driver.position = np.zeros(6)
     time.sleep(0.05)
-    assert "torque is on" in rig.loop.request("enable").result(1)
+    assert "torque is on" in rig.loop.request(SwitchTorque(True)).result(1)
 
 
 # What the servos report -------------------------------------------------------------------------
@@ -279,7 +280,7 @@ def test_emergency_stop_holds_the_measured_position_until_it_is_cleared(start):
     rig = start()
     rig.loop.submit(go(1.0, seconds=2.0))
     wait_until(lambda: rig.driver.position[0] > 0.2)
-    assert "stopped" in rig.loop.request("stop").result(1)
+    assert "stopped" in rig.loop.request(EmergencyStop()).result(1)
     wait_until(lambda: rig.loop.status.state == "stopped")
     stopped_at = rig.driver.position[0]
     rig.loop.submit(go(0.9))
@@ -287,7 +288,7 @@ def test_emergency_stop_holds_the_measured_position_until_it_is_cleared(start):
     assert rig.told("emergency stop") == 1
     time.sleep(0.1)
     assert rig.driver.position[0] == stopped_at < 1.0
-    rig.loop.request("clear").result(1)
+    rig.loop.request(ClearEmergencyStop()).result(1)
     rig.loop.submit(go(0.9))
     wait_until(lambda: rig.driver.position[0] == 0.9)
 
@@ -298,7 +299,7 @@ def test_no_write_moves_the_arm_later_than_one_period_after_a_stop(start):
     wait_until(lambda: rig.loop.status.state == "moving")
     time.sleep(0.2)
     asked = time.monotonic()
-    rig.loop.request("stop").result(1)
+    rig.loop.request(EmergencyStop()).result(1)
     time.sleep(0.1)
     times, positions = zip(*rig.driver.written, strict=True)
     moves = np.flatnonzero(np.abs(np.diff([p[0] for p in positions])) > 0)
@@ -310,7 +311,7 @@ def test_an_emergency_stop_outlasts_the_loss_of_the_arm(start, monkeypatch):
     rig = start()
     rig.driver.broken = "gone"
     wait_until(lambda: not rig.loop.status.connected)
-    rig.loop.request("stop").result(1)
+    rig.loop.request(EmergencyStop()).result(1)
     rig.driver.broken = ""
     wait_until(lambda: rig.loop.status.state == "stopped")
 
@@ -318,7 +319,7 @@ def test_an_emergency_stop_outlasts_the_loss_of_the_arm(start, monkeypatch):
 def test_torque_off_lets_go_and_stays_off_when_the_arm_returns(start, monkeypatch):
     monkeypatch.setattr("smolvla_mem_ros.so100.loop.RETRY_PERIOD", 0.05)
     rig = start()
-    assert "torque is off" in rig.loop.request("disable").result(1)
+    assert "torque is off" in rig.loop.request(SwitchTorque(False)).result(1)
     written = len(rig.driver.written)
     rig.driver.position = np.full(6, -0.15)
     rig.loop.submit(go(0.5))
@@ -328,7 +329,7 @@ def test_torque_off_lets_go_and_stays_off_when_the_arm_returns(start, monkeypatc
     rig.driver.broken = ""
     wait_until(lambda: rig.loop.status.state == "torque off")
     assert len(rig.driver.written) == written and rig.driver.calls.count("engage") == 1
-    rig.loop.request("enable").result(1)
+    rig.loop.request(SwitchTorque(True)).result(1)
     wait_until(lambda: len(rig.driver.written) > written + 5)
     assert all((position == -0.15).all() for _, position in rig.driver.written[written:])
 
@@ -338,8 +339,8 @@ def test_requests_without_an_arm_are_answered_with_the_cause(start):
     driver.broken = "there is no serial port"
     rig = start(driver, connected=False)
     with pytest.raises(ArmError, match="no serial port"):
-        rig.loop.request("enable").result(2)
-    assert rig.loop.request("stop").result(2)
+        rig.loop.request(SwitchTorque(True)).result(2)
+    assert rig.loop.request(EmergencyStop()).result(2)
 
 
 def test_asked_to_stop_by_a_signal_it_writes_where_the_arm_is_and_nothing_after(start):
@@ -370,7 +371,7 @@ def test_a_request_that_is_pending_at_the_end_is_answered_too(start):
     slow = rig.driver.read
     rig.driver.read = lambda: (time.sleep(0.2), slow())[1]
     wait_until(lambda: rig.loop.status.missed_cycles > 5)
-    futures = [rig.loop.request("stop") for _ in range(3)]
+    futures = [rig.loop.request(EmergencyStop()) for _ in range(3)]
     rig.loop.stop()
     assert all(future.done() for future in futures)
 
@@ -396,7 +397,7 @@ def test_a_dry_run_reads_and_follows_but_writes_nothing(start):
     rig = start(dry_run=True)
     rig.loop.submit(go(0.5, seconds=0.1))
     wait_until(lambda: rig.loop.status.accepted == 1 and len(rig.states) > 30)
-    rig.loop.request("disable").result(1)
+    rig.loop.request(SwitchTorque(False)).result(1)
     rig.loop.stop()
     assert not {"write", "engage", "release"} & set(rig.driver.calls)
     assert rig.driver.calls[-1] == "close torque_off=False"
