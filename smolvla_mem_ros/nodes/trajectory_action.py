@@ -30,7 +30,7 @@ from smolvla_mem_ros.so100.requests import CancelGoal
 
 NAME = "so100/follow_joint_trajectory"
 MONITOR_RATE = 20.0  # Hz, of feedback; JTC's action_monitor_rate
-LAST_WORDS = 0.2  # s that telling the clients of the node's end may take
+LAST_WORDS = 0.1  # s for telling clients of the node's end
 
 # rad. A joint that a servo holds sags under the arm's weight; a gripper that has gripped something never gets
 # to where it was sent.
@@ -147,9 +147,11 @@ class TrajectoryAction:
     def close(self) -> None:
         """After the loop has ended: tells the clients so."""
         self._watch()
-        until = time.monotonic() + LAST_WORDS
-        while self._concluding and time.monotonic() < until:
-            self._node.executor.spin_once(timeout_sec=0)
+        if self._concluding:
+            # rclpy comes to a result in several steps, none of which says that it was the last.
+            until = time.monotonic() + LAST_WORDS
+            while time.monotonic() < until:
+                self._node.executor.spin_once(timeout_sec=LAST_WORDS / 10)
 
     def _on_goal(self, request: Any) -> GoalResponse:
         try:
