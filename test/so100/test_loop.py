@@ -10,9 +10,16 @@ import pytest
 from smolvla_mem_ros.so100.arm import JOINTS, ArmConfig
 from smolvla_mem_ros.so100.driver import ArmError, ArmState
 from smolvla_mem_ros.so100.follower import Trajectory, TrajectoryPoint
+from smolvla_mem_ros.so100.goals import Code, Goal, Tolerances
 from smolvla_mem_ros.so100.health import Servos
 from smolvla_mem_ros.so100.loop import ArmLoop
-from smolvla_mem_ros.so100.requests import ClearEmergencyStop, EmergencyStop, SpeedScaling, SwitchTorque
+from smolvla_mem_ros.so100.requests import (
+    CancelGoal,
+    ClearEmergencyStop,
+    EmergencyStop,
+    SpeedScaling,
+    SwitchTorque,
+)
 
 
 class FakeDriver:
@@ -376,6 +383,130 @@ def test_a_request_that_is_pending_at_the_end_is_answered_too(start):
     assert all(future.done() for future in futures)
 
 
+# Goals ------------------------------------------------------------------------------------------
+
+
+def aim(position, seconds=0.2, path=0.0, goal_time=0.3):
+    tolerances = Tolerances.from_parameters([path] * 6, [0.1] * 6, 0.1, goal_time)
+    return Goal(go(position, seconds), tolerances)
+
+
+def test_a_goal_is_followed_like_a_trajectory_and_reached(start):
+    rig = start()
+    goal = aim(0.5)
+    rig.loop.submit(goal)
+    assert goal.ended.result(5).code is Code.SUCCESSFUL
+    assert rig.driver.position[0] == 0.5
+    assert goal.progress.desired[0] == goal.progress.actual[0] == 0.5
+
+
+def test_a_goal_the_arm_does_not_reach_is_given_up_and_the_arm_held_where_it_is(start):
+    rig = start()
+    stuck = np.full(6, 0.1)
+    rig.driver.read = lambda: ArmState(time.monotonic(), stuck, np.zeros(6))
+    goal = aim(0.5)
+    rig.loop.submit(goal)
+    ending = goal.ended.result(5)
+    assert ending.code is Code.GOAL_TOLERANCE_VIOLATED and "shoulder_pan is off by 0.4 rad" in ending.text
+    wait_until(lambda: (rig.driver.written[-1][1] == stuck).all())
+
+
+def test_an_arm_that_leaves_its_path_is_held_in_the_same_cycle(start):
+    rig = start()
+    stuck = np.full(6, 0.1)
+    rig.driver.read = lambda: ArmState(time.monotonic(), stuck, np.zeros(6))
+    goal = aim(1.1, seconds=1.0, path=0.05)
+    rig.loop.submit(goal)
+    assert goal.ended.result(5).code is Code.PATH_TOLERANCE_VIOLATED
+    wait_until(lambda: (rig.driver.written[-1][1] == stuck).all())
+    # It was told to go little further than the tolerance, at 1 rad/s.
+    assert max(position[0] for _, position in rig.driver.written) < 0.1 + 0.05 + 0.05
+
+
+@pytest.mark.parametrize("next_one, why", [(aim(0.2), "another goal"), (go(0.2), "another trajectory")])
+def test_whatever_is_followed_next_ends_a_goal(start, next_one, why):
+    rig = start()
+    goal = aim(1.0, seconds=3.0)
+    rig.loop.submit(goal)
+    wait_until(lambda: rig.loop.status.state == "moving")
+    rig.loop.submit(next_one)
+    ending = goal.ended.result(5)
+    assert ending.code is Code.INVALID_GOAL and ending.text == f"{why} took over"
+    wait_until(lambda: rig.driver.position[0] == 0.2)
+
+
+def test_a_trajectory_that_is_rejected_ends_no_goal(start):
+    rig = start()
+    goal = aim(0.5, seconds=0.5)
+    rig.loop.submit(goal)
+    rig.loop.submit(Trajectory(JOINTS, []))
+    assert goal.ended.result(5).code is Code.SUCCESSFUL
+    assert rig.loop.status.rejected == 1
+
+
+def test_a_canceled_goal_holds_the_arm_and_one_that_has_ended_is_left_alone(start):
+    rig = start()
+    first, second = aim(0.2, seconds=0.1), aim(1.0, seconds=3.0)
+    rig.loop.submit(first)
+    first.ended.result(5)
+    rig.loop.submit(second)
+    wait_until(lambda: rig.driver.position[0] > 0.3)
+    assert rig.loop.request(CancelGoal(first)).result(1) == "that goal has ended"
+    assert not second.ended.done()
+    rig.loop.request(CancelGoal(second)).result(1)
+    assert second.ended.result(1).canceled
+    at = rig.driver.position[0]
+    time.sleep(0.1)
+    assert rig.driver.position[0] == pytest.approx(at, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "happens, why",
+    [
+        (lambda rig: rig.loop.request(EmergencyStop()), "emergency stop"),
+        (lambda rig: rig.loop.request(SwitchTorque(False)), "torque was switched off"),
+        (lambda rig: setattr(rig.driver, "broken", "the port is gone"), "the arm was lost: the port is gone"),
+        (lambda rig: rig.loop.stop(2.0), "the node is ending"),
+    ],
+)
+def test_a_goal_ends_with_what_stops_the_arm(start, happens, why):
+    rig = start()
+    goal = aim(1.0, seconds=3.0)
+    rig.loop.submit(goal)
+    wait_until(lambda: rig.loop.status.state == "moving")
+    happens(rig)
+    ending = goal.ended.result(5)
+    assert ending.code is Code.INVALID_GOAL and ending.text == why
+
+
+def test_why_a_trajectory_would_not_be_taken_can_be_asked(start):
+    rig = start()
+    assert rig.loop.refusal(go(0.5)) is None
+    assert rig.loop.refusal(Trajectory(JOINTS, [])) == "it has no points"
+    rig.loop.request(EmergencyStop()).result(1)
+    assert "emergency stop" in rig.loop.refusal(go(0.5))
+    rig.driver.broken = "the port is gone"
+    wait_until(lambda: not rig.loop.status.connected)
+    assert rig.loop.refusal(go(0.5)) == "the arm is not connected: the port is gone"
+    late = aim(0.5)
+    rig.loop.submit(late)
+    assert late.ended.result(5).code is Code.INVALID_GOAL
+
+
+def test_a_goal_with_a_stamp_ahead_is_not_judged_before_it_begins(start):
+    rig = start(command_timeout=0.05)
+    rig.loop.submit(go(0.2, seconds=0.1))
+    wait_until(lambda: rig.loop.status.state == "moving")
+    goal = Goal(
+        Trajectory(JOINTS, [TrajectoryPoint(0.2, [0.6] * 6)], start=time.monotonic() + 0.6), aim(0).tolerances
+    )
+    rig.loop.submit(goal)
+    time.sleep(0.4)
+    assert not goal.ended.done() and rig.driver.position[0] == pytest.approx(0.2)
+    assert goal.ended.result(5).code is Code.SUCCESSFUL
+    assert rig.driver.position[0] == pytest.approx(0.6)
+
+
 # Time-outs and dry runs -------------------------------------------------------------------------
 
 
@@ -391,6 +522,24 @@ def test_without_a_new_trajectory_the_measured_position_is_held_after_the_timeou
     wait_until(lambda: rig.loop.status.timeouts == 2)
     wait_until(lambda: (rig.driver.written[-1][1] == blocked).all())
     assert rig.told("no new trajectory for 0.2 s") == 2
+
+
+def test_a_trajectory_that_waits_for_its_stamp_outlasts_the_timeout_of_the_one_before(start):
+    rig = start(command_timeout=0.1)
+    rig.loop.submit(go(0.3, seconds=0.1))
+    rig.loop.submit(Trajectory(JOINTS, [TrajectoryPoint(0.1, [0.5] * 6)], start=time.monotonic() + 0.6))
+    wait_until(lambda: rig.driver.position[0] == 0.5)
+
+
+def test_a_request_that_is_given_up_is_not_done(start):
+    rig = start()
+    slow = rig.driver.read
+    rig.driver.read = lambda: (time.sleep(0.2), slow())[1]
+    wait_until(lambda: rig.loop.status.missed_cycles > 5)
+    assert rig.loop.request(SpeedScaling(0.5)).cancel()
+    rig.driver.read = slow
+    rig.loop.request(ClearEmergencyStop()).result(1)
+    assert rig.loop.config.speed_scaling == 1.0
 
 
 def test_a_dry_run_reads_and_follows_but_writes_nothing(start):
