@@ -244,10 +244,3 @@ def test_at_the_nodes_end_the_clients_are_told(rig):
     rig.loop.goals[0].ended.set_result(Ending("the node is ending"))
     rig.action.close()
     assert handle.states[-1] == "aborted" and handle.result.error_string == "the node is ending"
-
-
-def test_while_a_goal_goes_on_the_executor_sleeps(rig):
-    rig.server.send(goal_to(0.5))
-    before = time.process_time()
-    rig.spin(1.0)
-    assert time.process_time() - before < 0.5, "a coroutine that waits would take a whole processor"
