@@ -29,8 +29,8 @@ from smolvla_mem_ros.nodes.trajectory_action import (
     TrajectoryAction,
     declare_tolerances,
     follow_joint_trajectory,
-    from_trajectory,
 )
+from smolvla_mem_ros.nodes.trajectory_messages import from_trajectory
 from smolvla_mem_ros.so100.arm import JOINTS, ArmConfig
 from smolvla_mem_ros.so100.driver import ArmError, ArmState, So100Driver
 from smolvla_mem_ros.so100.loop import LIMP, STOPPED, ArmLoop

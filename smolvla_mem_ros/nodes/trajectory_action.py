@@ -13,17 +13,13 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
-from rclpy.clock import Clock
 from rclpy.node import Node
-from rclpy.time import Time
-from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from smolvla_mem_ros.nodes.parameters import declare
+from smolvla_mem_ros.nodes.trajectory_messages import from_trajectory, to_point, to_seconds
 from smolvla_mem_ros.so100.arm import JOINTS
-from smolvla_mem_ros.so100.follower import Trajectory, TrajectoryPoint
 from smolvla_mem_ros.so100.goals import Code, Ending, Goal, Progress, Tolerances
 from smolvla_mem_ros.so100.loop import ArmLoop
 from smolvla_mem_ros.so100.requests import CancelGoal
@@ -78,21 +74,6 @@ def declare_tolerances(node: Node) -> Tolerances:
             )
         )
     return Tolerances.from_parameters(path, goal, stopped_velocity, goal_time)
-
-
-def from_trajectory(message: JointTrajectory, clock: Clock) -> Trajectory:
-    """The loop's value for a message; a stamp of 0 means now."""
-    points = tuple(
-        TrajectoryPoint(_seconds(p.time_from_start), p.positions, p.velocities, p.accelerations)
-        for p in message.points
-    )
-    start = None
-    if message.header.stamp.sec or message.header.stamp.nanosec:
-        # The loop's clock does not jump when the system's is set.
-        now = clock.now()
-        stamp = Time.from_msg(message.header.stamp, clock_type=now.clock_type)
-        start = time.monotonic() - (now - stamp).nanoseconds * 1e-9
-    return Trajectory(tuple(message.joint_names), points, start)
 
 
 class DeferredServer(ActionServer):
@@ -179,7 +160,7 @@ class TrajectoryAction:
     def _goal(self, request: Any) -> Goal:
         """Raises ValueError when its tolerances mean nothing."""
         tolerances = self._tolerances.changed(
-            request.path_tolerance, request.goal_tolerance, _seconds(request.goal_time_tolerance)
+            request.path_tolerance, request.goal_tolerance, to_seconds(request.goal_time_tolerance)
         )
         return Goal(from_trajectory(request.trajectory, self._node.get_clock()), tolerances)
 
@@ -224,22 +205,12 @@ class TrajectoryAction:
         error = (desired[0] - actual[0], desired[1] - actual[1])
         feedback = self._type.Feedback(joint_names=list(JOINTS))
         feedback.header.stamp = self._node.get_clock().now().to_msg()
-        feedback.desired = _point(progress.time, *desired)
-        feedback.actual = _point(progress.time, *actual)
-        feedback.error = _point(progress.time, *error)
+        feedback.desired = to_point(progress.time, *desired)
+        feedback.actual = to_point(progress.time, *actual)
+        feedback.error = to_point(progress.time, *error)
         # JTC's: the point that the arm is on its way to.
         feedback.index = bisect_right(goal.trajectory.points, progress.time, key=lambda point: point.time)
         return feedback
-
-
-def _point(seconds: float, position: np.ndarray, velocity: np.ndarray) -> JointTrajectoryPoint:
-    point = JointTrajectoryPoint(positions=position.tolist(), velocities=velocity.tolist())
-    point.time_from_start.sec, point.time_from_start.nanosec = divmod(round(seconds * 1e9), 10**9)
-    return point
-
-
-def _seconds(duration: Any) -> float:
-    return duration.sec + duration.nanosec * 1e-9
 
 
 def _never(handle: ServerGoalHandle) -> None:
