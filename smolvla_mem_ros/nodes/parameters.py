@@ -16,8 +16,8 @@ def declare(
     description: str,
     bounds: tuple[float, float] | None = None,
     read_only: bool = True,
-) -> None:
-    """Declare one parameter of the type of ``default``.
+) -> Value:
+    """Declare one parameter of the type of ``default``. Returns its value.
 
     Args:
         bounds: least and greatest value of a number; ROS refuses any other.
@@ -29,4 +29,4 @@ def declare(
     elif bounds:
         low, high = map(float, bounds)
         descriptor.floating_point_range = [FloatingPointRange(from_value=low, to_value=high, step=0.0)]
-    node.declare_parameter(name, default, descriptor)
+    return node.declare_parameter(name, default, descriptor).value

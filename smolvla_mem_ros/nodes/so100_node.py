@@ -18,7 +18,6 @@ from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.time import Time
 from sensor_msgs.msg import JointState
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -26,14 +25,27 @@ from trajectory_msgs.msg import JointTrajectory
 from smolvla_mem_ros.nodes.diagnostics import diagnostic_array
 from smolvla_mem_ros.nodes.parameters import declare
 from smolvla_mem_ros.nodes.running import run_node, stop_asked
+from smolvla_mem_ros.nodes.trajectory_action import (
+    TrajectoryAction,
+    declare_tolerances,
+    follow_joint_trajectory,
+)
+from smolvla_mem_ros.nodes.trajectory_messages import from_trajectory
 from smolvla_mem_ros.so100.arm import JOINTS, ArmConfig
 from smolvla_mem_ros.so100.driver import ArmError, ArmState, So100Driver
-from smolvla_mem_ros.so100.follower import Trajectory, TrajectoryPoint
-from smolvla_mem_ros.so100.loop import LIMP, STOPPED, ArmLoop, SpeedScaling
+from smolvla_mem_ros.so100.loop import LIMP, STOPPED, ArmLoop
+from smolvla_mem_ros.so100.requests import (
+    ClearEmergencyStop,
+    EmergencyStop,
+    Request,
+    SpeedScaling,
+    SwitchTorque,
+)
 
 # Where LeRobot keeps the calibration of a follower with the id "so100".
 DEFAULT_CALIBRATION = "~/.cache/huggingface/lerobot/calibration/robots/so_follower/so100.json"
 ANSWER_TIMEOUT = 1.0  # s that a service call waits for the loop
+NO_ANSWER = f"the arm's loop has not answered within {ANSWER_TIMEOUT:g} s"
 
 
 class So100Node(Node):
@@ -42,6 +54,7 @@ class So100Node(Node):
     def __init__(self) -> None:
         super().__init__("so100")
         self._declare_parameters()
+        tolerances = declare_tolerances(self)
         parameter = {name: self.get_parameter(name).value for name in self._parameters}
         self._port = parameter["port"]
         self._joint_states = self.create_publisher(JointState, "joint_states", 10)
@@ -64,12 +77,19 @@ class So100Node(Node):
         self.create_service(SetBool, "~/enable", self._on_enable)
         self.create_service(Trigger, "~/emergency_stop", self._on_emergency_stop)
         self.create_service(Trigger, "~/clear_emergency_stop", self._on_clear_emergency_stop)
+        self._action = None
+        if action_type := follow_joint_trajectory():
+            self._action = TrajectoryAction(self, self._loop, tolerances, action_type)
+        else:
+            self.get_logger().debug("control_msgs is not installed: there is no FollowJointTrajectory action")
         self.create_timer(1.0, self._report)
         self._loop.start()
 
     def close(self) -> bool:
         """Ends the loop: the arm is let go of, or held, as the parameter says."""
         closed = self._loop.stop()
+        if self._action is not None:
+            self._action.close()
         self._report()
         return closed
 
@@ -139,28 +159,19 @@ class So100Node(Node):
         """Only what is not read-only gets here, with a value in its range."""
         for change in changes:
             if change.name == "speed_scaling":
-                self._loop.request(SpeedScaling(change.value))
+                taken = self._loop.request(SpeedScaling(change.value))
+                try:
+                    taken.result(ANSWER_TIMEOUT)
+                except TimeoutError:
+                    # Else it would come into force after all, and the parameter would say otherwise.
+                    taken.cancel()
+                    return SetParametersResult(reason=f"{NO_ANSWER}; try again")
         return SetParametersResult(successful=True)
 
     # To and from the loop -----------------------------------------------------------------------
 
     def _on_trajectory(self, message: JointTrajectory) -> None:
-        points = tuple(
-            TrajectoryPoint(
-                p.time_from_start.sec + p.time_from_start.nanosec * 1e-9,
-                p.positions,
-                p.velocities,
-                p.accelerations,
-            )
-            for p in message.points
-        )
-        start = None
-        if message.header.stamp.sec or message.header.stamp.nanosec:
-            # The loop's clock does not jump when the system's is set.
-            now = self.get_clock().now()
-            stamp = Time.from_msg(message.header.stamp, clock_type=now.clock_type)
-            start = time.monotonic() - (now - stamp).nanoseconds * 1e-9
-        self._loop.submit(Trajectory(tuple(message.joint_names), points, start))
+        self._loop.submit(from_trajectory(message, self.get_clock()))
 
     def _publish_state(self, state: ArmState) -> None:
         age = Duration(nanoseconds=round((time.monotonic() - state.time) * 1e9))
@@ -179,24 +190,24 @@ class So100Node(Node):
             logger.info(text)
 
     def _on_enable(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
-        return self._ask("enable" if request.data else "disable", response)
+        return self._ask("enable" if request.data else "disable", SwitchTorque(request.data), response)
 
     def _on_emergency_stop(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        return self._ask("stop", response)
+        return self._ask("stop", EmergencyStop(), response)
 
     def _on_clear_emergency_stop(
         self, request: Trigger.Request, response: Trigger.Response
     ) -> Trigger.Response:
-        return self._ask("clear", response)
+        return self._ask("clear", ClearEmergencyStop(), response)
 
-    def _ask(self, command: str, response):
+    def _ask(self, word: str, request: Request, response):
         try:
-            response.message = self._loop.request(command).result(ANSWER_TIMEOUT)
+            response.message = self._loop.request(request).result(ANSWER_TIMEOUT)
             response.success = True
         except (ArmError, TimeoutError) as error:
-            response.message = str(error) or f"the arm's loop has not answered within {ANSWER_TIMEOUT:g} s"
+            response.message = str(error) or NO_ANSWER
             response.success = False
-        self.get_logger().info(f"{command}: {response.message}")
+        self.get_logger().info(f"{word}: {response.message}")
         return response
 
     def _report(self) -> None:

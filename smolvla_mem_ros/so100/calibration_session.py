@@ -14,7 +14,7 @@ import numpy as np
 from lerobot.robots.so_follower import SOFollower, SOFollowerRobotConfig
 
 from smolvla_mem_ros.so100.arm import JOINTS, Calibration
-from smolvla_mem_ros.so100.driver import BUS_ERRORS, READ_WAIT, ArmError, check_port, explain
+from smolvla_mem_ros.so100.driver import BUS_ERRORS, ArmError, check_port, explain, free, open_bus
 
 PATIENCE = 500.0  # ms that an answer may take
 TRIES = 3  # of LeRobot's reads and writes, beyond the first
@@ -59,9 +59,8 @@ class CalibrationSession:
         self._bus.port_handler.setPacketTimeout = self._wait_patiently
         self._kept = False
         try:
-            self._bus.connect()
+            open_bus(self._bus)
             self._serial = self._bus.port_handler.ser
-            self._serial.timeout, self._serial.exclusive = READ_WAIT, True
             self._before = self._bus.read_calibration()
         except BUS_ERRORS as error:
             text = explain(self._bus, error)
@@ -138,8 +137,7 @@ class CalibrationSession:
             return False
 
     def _serial_is_free(self) -> None:
-        # A transaction that was cut short leaves this set, and then every call says "Port is in use".
-        self._bus.port_handler.is_using = False
+        free(self._bus)
         with contextlib.suppress(*BUS_ERRORS):
             self._serial.reset_input_buffer()
 

@@ -99,11 +99,23 @@ def check_port(port: str) -> None:
         os.close(descriptor)
 
 
+def open_bus(bus: FeetechMotorsBus) -> None:
+    """Opens the bus's port, for this program alone. Raises one of BUS_ERRORS, and stays open, when servos are
+    silent."""
+    bus.connect()
+    bus.port_handler.ser.timeout, bus.port_handler.ser.exclusive = READ_WAIT, True
+
+
+def free(bus: FeetechMotorsBus) -> None:
+    """After a transaction that was cut short: the SDK would say "Port is in use" to every other."""
+    bus.port_handler.is_using = False
+
+
 def explain(bus: FeetechMotorsBus, error: Exception) -> str:
     """What is the matter after ``error``; servos that are silent or report a fault are named."""
     if bus.is_connected:
         with contextlib.suppress(*BUS_ERRORS):
-            bus.port_handler.is_using = False
+            free(bus)
             silent, problems = [], []
             for number, joint in enumerate(JOINTS):
                 # LeRobot takes an answer that reports a fault for none.
@@ -254,8 +266,7 @@ class So100Driver:
         bus = robot.bus
         if bus.is_connected and torque_off:
             with contextlib.suppress(*BUS_ERRORS):
-                # A transaction that was cut short leaves this set, and then every call says "Port is in use".
-                bus.port_handler.is_using = False
+                free(bus)
                 bus.disable_torque(num_retry=1)
         # Without a serial port the SDK has none to close.
         with contextlib.suppress(*BUS_ERRORS, AttributeError):
@@ -340,9 +351,7 @@ class So100Driver:
                 num_read_retries=0,  # its retries would hide that late bytes may follow
             )
         )
-        self._robot.bus.connect()
-        self._serial.timeout = READ_WAIT
-        self._serial.exclusive = True
+        open_bus(self._robot.bus)
         self._check_calibration()
 
     def _check_calibration(self) -> None:

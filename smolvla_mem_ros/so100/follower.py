@@ -58,12 +58,16 @@ class Sample:
         velocity: (6,) rad/s, the rate of ``position``.
         clamped: whether a limit has changed the position.
         moving: false once the last point is reached, and while nothing is followed.
+        wanted: (6,) rad, where the trajectory has them, whatever the limits let through.
+        wanted_velocity: (6,) rad/s, the trajectory's.
     """
 
     position: np.ndarray
     velocity: np.ndarray
     clamped: bool
     moving: bool
+    wanted: np.ndarray
+    wanted_velocity: np.ndarray
 
 
 class TrajectoryFollower:
@@ -83,18 +87,30 @@ class TrajectoryFollower:
     def hold(self, position: np.ndarray, now: float) -> None:
         """Drop every trajectory and stay at ``position``, (6,) rad, from this moment on."""
         self._rate = np.zeros(len(JOINTS))  # rad/s, mean of the last step
-        self._last = Sample(np.array(position, float), np.zeros(len(JOINTS)), clamped=False, moving=False)
+        position, still = np.array(position, float), np.zeros(len(JOINTS))
+        self._last = Sample(position, still, False, False, wanted=position, wanted_velocity=still)
         self._time = now
         self._motion: _Motion | None = None
         self._waiting: _Path | None = None
 
-    def accept(self, trajectory: Trajectory, now: float) -> None:
-        """Take a trajectory over from its start, or from now on if that has passed.
+    @property
+    def last(self) -> Sample:
+        """The latest sample, or what is held."""
+        return self._last
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a trajectory was accepted that has not begun."""
+        return self._waiting is not None
+
+    def accept(self, trajectory: Trajectory, now: float) -> float:
+        """Take a trajectory over from its start, or from now on if that has passed. Returns its start, s.
 
         Raises:
             TrajectoryRejected: one of the rules is broken; the motion goes on as if nothing had come.
         """
-        self._waiting = self._checked(trajectory, now)
+        self._waiting = _checked(trajectory, self.config, now)
+        return self._waiting.start
 
     def sample(self, now: float) -> Sample:
         """Where the joints shall be at ``now``, within all limits. ``now`` must not go back."""
@@ -106,65 +122,16 @@ class TrajectoryFollower:
         self._time = now
         if self._motion is None or step <= 0:
             return self._last
-        wanted, velocity = self._motion.at(now)
-        position, self._rate = limited(wanted, velocity, self._last.position, self._rate, step, self.config)
+        wanted, speed = self._motion.at(now)
+        position, self._rate = limited(wanted, speed, self._last.position, self._rate, step, self.config)
         changed = np.abs(position - wanted) > EXACT
         arrived = np.abs(position - np.clip(wanted, self.config.lower, self.config.upper)) <= EXACT
         moving = now < self._motion.end or not arrived.all()
-        velocity = np.where(changed, self._rate, velocity)
-        self._last = Sample(position, velocity, bool(changed.any()), moving)
+        velocity = np.where(changed, self._rate, speed)
+        self._last = Sample(position, velocity, bool(changed.any()), moving, wanted, speed)
         if not moving:
             self._motion = None
         return self._last
-
-    def _checked(self, trajectory: Trajectory, now: float) -> _Path:
-        names = list(trajectory.joints)
-        if not names:
-            raise TrajectoryRejected("it names no joints")
-        if unknown := [name for name in names if name not in JOINTS]:
-            raise TrajectoryRejected(f"unknown joint {', '.join(unknown)}; this arm has {', '.join(JOINTS)}")
-        if len(set(names)) < len(names):
-            raise TrajectoryRejected("it names a joint twice")
-        missing = [joint for joint in JOINTS if joint not in names]
-        if missing and not self.config.allow_partial:
-            raise TrajectoryRejected(
-                f"joint {', '.join(missing)} missing (parameter allow_partial_joints_goal permits that)"
-            )
-        points = trajectory.points
-        if not points:
-            raise TrajectoryRejected("it has no points")
-        times = np.array([point.time for point in points], float)
-        if not (np.isfinite(times).all() and times[0] >= 0 and (np.diff(times) > 0).all()):
-            raise TrajectoryRejected("time_from_start is not strictly increasing from zero or later")
-        start = now if trajectory.start is None else trajectory.start
-        if not np.isfinite(start):
-            raise TrajectoryRejected("its stamp is not a number")
-        if start + times[-1] < now:
-            raise TrajectoryRejected(f"its last point is {now - start - times[-1]:.3f} s in the past")
-
-        columns = [JOINTS.index(name) for name in names]
-        known = [
-            self._rows(points, kind, len(names)) for kind in ("positions", "velocities", "accelerations")
-        ]
-        full = np.zeros((3, len(points), len(JOINTS)))
-        full[:, :, columns] = known
-        omitted = np.array([joint not in names for joint in JOINTS])
-        return _Path(start, start + times, *full, omitted)
-
-    @staticmethod
-    def _rows(points: Sequence[TrajectoryPoint], kind: str, joints: int) -> np.ndarray:
-        """(T, joints); rows that a point leaves empty are NaN."""
-        rows = np.full((len(points), joints), np.nan)
-        for i, point in enumerate(points):
-            values = getattr(point, kind)
-            if len(values) == 0 and kind != "positions":
-                continue
-            if len(values) != joints:
-                raise TrajectoryRejected(f"point {i} has {len(values)} {kind} for {joints} joints")
-            rows[i] = values
-            if not (np.abs(rows[i]) < ABSURD).all():  # false for NaN
-                raise TrajectoryRejected(f"point {i} has {kind} that are not finite (or beyond {ABSURD:g})")
-        return rows
 
 
 @dataclass(frozen=True)
@@ -192,6 +159,59 @@ class _Path:
         velocities = (self.velocities[i], self.velocities[i + 1])
         accelerations = (self.accelerations[i], self.accelerations[i + 1])
         return _spline(time - self.times[i], duration, ends, velocities, accelerations)
+
+
+def check(trajectory: Trajectory, config: ArmConfig, now: float) -> None:
+    """Raises TrajectoryRejected when a follower with this ``config`` would not accept it."""
+    _checked(trajectory, config, now)
+
+
+def _checked(trajectory: Trajectory, config: ArmConfig, now: float) -> _Path:
+    names = list(trajectory.joints)
+    if not names:
+        raise TrajectoryRejected("it names no joints")
+    if unknown := [name for name in names if name not in JOINTS]:
+        raise TrajectoryRejected(f"unknown joint {', '.join(unknown)}; this arm has {', '.join(JOINTS)}")
+    if len(set(names)) < len(names):
+        raise TrajectoryRejected("it names a joint twice")
+    missing = [joint for joint in JOINTS if joint not in names]
+    if missing and not config.allow_partial:
+        raise TrajectoryRejected(
+            f"joint {', '.join(missing)} missing (parameter allow_partial_joints_goal permits that)"
+        )
+    points = trajectory.points
+    if not points:
+        raise TrajectoryRejected("it has no points")
+    times = np.array([point.time for point in points], float)
+    if not (np.isfinite(times).all() and times[0] >= 0 and (np.diff(times) > 0).all()):
+        raise TrajectoryRejected("time_from_start is not strictly increasing from zero or later")
+    start = now if trajectory.start is None else trajectory.start
+    if not np.isfinite(start):
+        raise TrajectoryRejected("its stamp is not a number")
+    if start + times[-1] < now:
+        raise TrajectoryRejected(f"its last point is {now - start - times[-1]:.3f} s in the past")
+
+    columns = [JOINTS.index(name) for name in names]
+    known = [_rows(points, kind, len(names)) for kind in ("positions", "velocities", "accelerations")]
+    full = np.zeros((3, len(points), len(JOINTS)))
+    full[:, :, columns] = known
+    omitted = np.array([joint not in names for joint in JOINTS])
+    return _Path(start, start + times, *full, omitted)
+
+
+def _rows(points: Sequence[TrajectoryPoint], kind: str, joints: int) -> np.ndarray:
+    """(T, joints); rows that a point leaves empty are NaN."""
+    rows = np.full((len(points), joints), np.nan)
+    for i, point in enumerate(points):
+        values = getattr(point, kind)
+        if len(values) == 0 and kind != "positions":
+            continue
+        if len(values) != joints:
+            raise TrajectoryRejected(f"point {i} has {len(values)} {kind} for {joints} joints")
+        rows[i] = values
+        if not (np.abs(rows[i]) < ABSURD).all():  # false for NaN
+            raise TrajectoryRejected(f"point {i} has {kind} that are not finite (or beyond {ABSURD:g})")
+    return rows
 
 
 class _Motion:

@@ -17,8 +17,17 @@ import numpy as np
 
 from smolvla_mem_ros.so100.arm import JOINTS, ArmConfig
 from smolvla_mem_ros.so100.driver import ArmError, ArmState
-from smolvla_mem_ros.so100.follower import Trajectory, TrajectoryFollower, TrajectoryRejected
+from smolvla_mem_ros.so100.follower import Trajectory, TrajectoryFollower, TrajectoryRejected, check
+from smolvla_mem_ros.so100.goals import Code, Ending, Goal
 from smolvla_mem_ros.so100.health import Servos
+from smolvla_mem_ros.so100.requests import (
+    CancelGoal,
+    ClearEmergencyStop,
+    EmergencyStop,
+    Request,
+    SpeedScaling,
+    SwitchTorque,
+)
 from smolvla_mem_ros.so100.scheduling import schedule
 
 RETRY_PERIOD = 1.0  # s between two attempts to reach the arm
@@ -73,13 +82,6 @@ class ArmOutside(ArmError):
     """The arm is beyond its limits; the text says what to do."""
 
 
-@dataclass(frozen=True)
-class SpeedScaling:
-    """A request to use at most this share of the velocity limits, above 0 and up to 1."""
-
-    share: float
-
-
 @dataclass
 class _Arm:
     """What exists only while the arm is connected."""
@@ -97,8 +99,8 @@ class _Arm:
 class ArmLoop:
     """Reads, follows and writes at a fixed rate; survives the arm's absence and says why.
 
-    ``start`` and ``stop`` belong to the owner. ``submit`` and ``request`` may be called from any thread, and
-    ``status`` read from any. The callbacks are called in the loop's thread and must return soon.
+    ``start`` and ``stop`` belong to the owner. ``submit``, ``refusal`` and ``request`` may be called from any
+    thread, and ``status`` read from any. The callbacks are called in the loop's thread and must return soon.
 
     Args:
         driver: not connected yet.
@@ -135,6 +137,7 @@ class ArmLoop:
         self._ending = threading.Event()
         self._stopped = False  # emergency stop
         self._torque = True
+        self._goal: Goal | None = None  # that is followed now
         self._told_rejection = ("", -math.inf)
         self._thread = threading.Thread(target=self._run, name="so100 loop", daemon=True)
 
@@ -147,18 +150,27 @@ class ArmLoop:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def submit(self, trajectory: Trajectory) -> None:
-        """Hands a trajectory over; it is taken or rejected in the next cycle."""
-        self._inbox.put((trajectory, None))
+    def submit(self, what: Trajectory | Goal) -> None:
+        """Hands a trajectory over; it is taken or rejected in the next cycle. Another goal's ends with it."""
+        self._inbox.put((what, None))
 
-    def request(self, command: str | SpeedScaling) -> Future:
-        """``stop``, ``clear``, ``enable`` or ``disable``, or another speed scaling.
+    def refusal(self, trajectory: Trajectory) -> str | None:
+        """Why a trajectory would not be taken at this moment."""
+        try:
+            self._check_ready()
+            check(trajectory, self.config, self.clock())
+        except TrajectoryRejected as error:
+            return str(error)
+        return None
+
+    def request(self, request: Request) -> Future:
+        """Asks for something else. One whose future is cancelled before the loop gets to it is not done.
 
         Returns:
             A future of what was done, in words. Its exception, an ArmError, says why it was not.
         """
         future: Future = Future()
-        self._inbox.put((command, future))
+        self._inbox.put((request, future))
         return future
 
     # The thread ---------------------------------------------------------------------------------
@@ -178,12 +190,14 @@ class ArmLoop:
                 except Exception as error:  # a defect, but the arm must not stay without a loop because of it
                     self._lost(f"{type(error).__name__} in the control loop: {error}")
         finally:
+            self._end_goal(Ending("the node is ending"))
             self._refuse_all("the node is ending")
 
     def _lost(self, cause: str) -> None:
         if cause != self.status.last_error or self.status.connected:
             self.on_event("error", f"{cause}. Trying again every {RETRY_PERIOD:g} s.")
         self._update(state=DISCONNECTED, last_error=cause, loop_rate=math.nan)
+        self._end_goal(Ending(f"the arm was lost: {cause}"))
         self.driver.close(False)
         self._without_arm(self.clock() + RETRY_PERIOD)
 
@@ -252,6 +266,7 @@ class ArmLoop:
 
     def _cycle(self, arm: _Arm) -> None:
         state = arm.driver.read()
+        self._watch_goal(arm, state)
         self._take_messages(arm, state)
         now = self.clock()
         sample = arm.follower.sample(now)
@@ -260,7 +275,7 @@ class ArmLoop:
             self._update(writes=self.status.writes + 1)
         if sample.moving:
             arm.last_end, arm.timed_out = None, False
-        elif not arm.timed_out:
+        elif not (arm.timed_out or arm.follower.waiting or self._goal):
             arm.last_end = now if arm.last_end is None else arm.last_end
             if 0 < self.command_timeout < now - arm.last_end:
                 self._hold(arm, state.position)
@@ -288,6 +303,25 @@ class ArmLoop:
         arm.follower.hold(position, self.clock())
         arm.timed_out = True
 
+    def _stop_motion(self, arm: _Arm | None, state: ArmState | None, ending: Ending) -> None:
+        if arm is not None:
+            self._hold(arm, state.position)
+        self._end_goal(ending)
+
+    def _watch_goal(self, arm: _Arm, state: ArmState) -> None:
+        """A goal that is missed is given up, and the arm held where it is measured, as JTC does."""
+        if self._goal is None or arm.follower.waiting:
+            return
+        if ending := self._goal.judge(arm.follower.last, state):
+            if ending.code is not Code.SUCCESSFUL:
+                self._hold(arm, state.position)
+            self._end_goal(ending)
+
+    def _end_goal(self, ending: Ending) -> None:
+        if self._goal is not None:
+            self._goal.ended.set_result(ending)
+            self._goal = None
+
     def _resting_state(self) -> str:
         if not self._torque:
             return LIMP
@@ -297,7 +331,7 @@ class ArmLoop:
 
     def _take_messages(self, arm: _Arm, state: ArmState) -> None:
         for message, future in self._messages():
-            if isinstance(message, Trajectory):
+            if isinstance(message, Trajectory | Goal):
                 self._take_trajectory(arm, message)
                 continue
             try:
@@ -307,19 +341,32 @@ class ArmLoop:
                 if not isinstance(error, ArmOutside):
                     raise
 
-    def _take_trajectory(self, arm: _Arm, trajectory: Trajectory) -> None:
-        try:
-            if self._stopped:
-                raise TrajectoryRejected("emergency stop; call ~/clear_emergency_stop first")
-            if not self._torque:
-                raise TrajectoryRejected("torque is off; call ~/enable first")
-            arm.follower.accept(trajectory, self.clock())
-        except TrajectoryRejected as error:
-            self._reject(str(error))
-        else:
-            self._update(accepted=self.status.accepted + 1)
+    def _check_ready(self) -> None:
+        if not self.status.connected:
+            raise TrajectoryRejected(f"the arm is not connected: {self.status.last_error}")
+        if self._stopped:
+            raise TrajectoryRejected("emergency stop; call ~/clear_emergency_stop first")
+        if not self._torque:
+            raise TrajectoryRejected("torque is off; call ~/enable first")
 
-    def _reject(self, reason: str) -> None:
+    def _take_trajectory(self, arm: _Arm, what: Trajectory | Goal) -> None:
+        goal = what if isinstance(what, Goal) else None
+        trajectory = goal.trajectory if goal else what
+        try:
+            self._check_ready()
+            begin = arm.follower.accept(trajectory, self.clock())
+        except TrajectoryRejected as error:
+            self._reject(what, str(error))
+            return
+        self._update(accepted=self.status.accepted + 1)
+        self._end_goal(Ending(f"another {'goal' if goal else 'trajectory'} took over"))
+        if goal:
+            goal.begun = begin
+        self._goal = goal
+
+    def _reject(self, what: Trajectory | Goal, reason: str) -> None:
+        if isinstance(what, Goal):
+            what.ended.set_result(Ending(reason))
         self._update(rejected=self.status.rejected + 1, last_rejection=reason)
         told, at = self._told_rejection
         now = self.clock()
@@ -327,41 +374,50 @@ class ArmLoop:
             self._told_rejection = (reason, now)
             self.on_event("warn", f"trajectory rejected: {reason}")
 
-    def _obey(self, command: str | SpeedScaling, arm: _Arm | None, state: ArmState | None) -> str:
+    def _obey(self, request: Request, arm: _Arm | None, state: ArmState | None) -> str:
         """What was done, in words. ``arm`` and ``state`` are None without an arm."""
-        if command == "stop":
-            self._stopped = True
-            if arm is not None:
-                self._hold(arm, state.position)
-            return "stopped; trajectories are rejected until ~/clear_emergency_stop"
-        if isinstance(command, SpeedScaling):
-            self.config = replace(self.config, speed_scaling=command.share)
-            if arm is not None:
-                arm.follower.config = replace(arm.follower.config, speed_scaling=command.share)
-            return f"at most {command.share:.0%} of the velocity limits are used"
-        if command == "clear":
-            self._stopped = False
-            return "trajectories are accepted again"
+        match request:
+            case EmergencyStop():
+                self._stopped = True
+                self._stop_motion(arm, state, Ending("emergency stop"))
+                return "stopped; trajectories are rejected until ~/clear_emergency_stop"
+            case ClearEmergencyStop():
+                self._stopped = False
+                return "trajectories are accepted again"
+            case SpeedScaling(share):
+                self.config = replace(self.config, speed_scaling=share)
+                if arm is not None:
+                    arm.follower.config = replace(arm.follower.config, speed_scaling=share)
+                return f"at most {share:.0%} of the velocity limits are used"
+            case CancelGoal(goal):
+                if goal is not self._goal:
+                    return "that goal has ended"
+                self._stop_motion(arm, state, Ending("canceled", Code.SUCCESSFUL, canceled=True))
+                return "canceled, the arm holds still"
+            case SwitchTorque(on):
+                return self._switch_torque(on, arm, state)
+
+    def _switch_torque(self, on: bool, arm: _Arm | None, state: ArmState | None) -> str:
         if self.dry_run:
             return "nothing done: this is a dry run"
         if arm is None:
             raise ArmError(f"the arm is not connected: {self.status.last_error}")
-        if command == "enable":
+        if on:
             if not self._torque:
                 _check_inside(state.position, arm.follower.config)
                 held = arm.driver.engage()
                 self._torque = True
                 self._hold(arm, held)
             return "torque is on, the arm holds still"
-        self._hold(arm, state.position)
+        self._stop_motion(arm, state, Ending("torque was switched off"))
         self._torque = False
         arm.driver.release()
         return "torque is off, the arm sinks unless it is supported"
 
     def _refuse_all(self, reason: str) -> None:
         for message, future in self._messages():
-            if isinstance(message, Trajectory):
-                self._reject(reason)
+            if isinstance(message, Trajectory | Goal):
+                self._reject(message, reason)
                 continue
             try:
                 future.set_result(self._obey(message, None, None))
@@ -371,9 +427,11 @@ class ArmLoop:
     def _messages(self):
         while True:
             try:
-                yield self._inbox.get_nowait()
+                message, future = self._inbox.get_nowait()
             except Empty:
                 return
+            if future is None or future.set_running_or_notify_cancel():
+                yield message, future
 
     def _update(self, **changes: object) -> None:
         self.status = replace(self.status, **changes)

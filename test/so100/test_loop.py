@@ -10,8 +10,16 @@ import pytest
 from smolvla_mem_ros.so100.arm import JOINTS, ArmConfig
 from smolvla_mem_ros.so100.driver import ArmError, ArmState
 from smolvla_mem_ros.so100.follower import Trajectory, TrajectoryPoint
+from smolvla_mem_ros.so100.goals import Code, Goal, Tolerances
 from smolvla_mem_ros.so100.health import Servos
-from smolvla_mem_ros.so100.loop import ArmLoop, SpeedScaling
+from smolvla_mem_ros.so100.loop import ArmLoop
+from smolvla_mem_ros.so100.requests import (
+    CancelGoal,
+    ClearEmergencyStop,
+    EmergencyStop,
+    SpeedScaling,
+    SwitchTorque,
+)
 
 
 class FakeDriver:
@@ -228,15 +236,15 @@ def test_an_arm_found_outside_is_not_started_until_it_is_moved_inside(start, mon
 
 def test_torque_does_not_come_back_to_an_arm_outside(start):
     rig = start()
-    rig.loop.request("disable").result(1)
+    rig.loop.request(SwitchTorque(False)).result(1)
     rig.driver.position = np.array([0, 2.5, 0, 0, 0, 0])
     time.sleep(0.05)
     with pytest.raises(ArmError, match=r"shoulder_lift is at 2\.50 rad"):
-        rig.loop.request("enable").result(1)
+        rig.loop.request(SwitchTorque(True)).result(1)
     assert rig.loop.status.state == "torque off"
     rig.driver.position = np.zeros(6)
     time.sleep(0.05)
-    assert "torque is on" in rig.loop.request("enable").result(1)
+    assert "torque is on" in rig.loop.request(SwitchTorque(True)).result(1)
 
 
 # What the servos report -------------------------------------------------------------------------
@@ -279,7 +287,7 @@ def test_emergency_stop_holds_the_measured_position_until_it_is_cleared(start):
     rig = start()
     rig.loop.submit(go(1.0, seconds=2.0))
     wait_until(lambda: rig.driver.position[0] > 0.2)
-    assert "stopped" in rig.loop.request("stop").result(1)
+    assert "stopped" in rig.loop.request(EmergencyStop()).result(1)
     wait_until(lambda: rig.loop.status.state == "stopped")
     stopped_at = rig.driver.position[0]
     rig.loop.submit(go(0.9))
@@ -287,7 +295,7 @@ def test_emergency_stop_holds_the_measured_position_until_it_is_cleared(start):
     assert rig.told("emergency stop") == 1
     time.sleep(0.1)
     assert rig.driver.position[0] == stopped_at < 1.0
-    rig.loop.request("clear").result(1)
+    rig.loop.request(ClearEmergencyStop()).result(1)
     rig.loop.submit(go(0.9))
     wait_until(lambda: rig.driver.position[0] == 0.9)
 
@@ -298,7 +306,7 @@ def test_no_write_moves_the_arm_later_than_one_period_after_a_stop(start):
     wait_until(lambda: rig.loop.status.state == "moving")
     time.sleep(0.2)
     asked = time.monotonic()
-    rig.loop.request("stop").result(1)
+    rig.loop.request(EmergencyStop()).result(1)
     time.sleep(0.1)
     times, positions = zip(*rig.driver.written, strict=True)
     moves = np.flatnonzero(np.abs(np.diff([p[0] for p in positions])) > 0)
@@ -310,7 +318,7 @@ def test_an_emergency_stop_outlasts_the_loss_of_the_arm(start, monkeypatch):
     rig = start()
     rig.driver.broken = "gone"
     wait_until(lambda: not rig.loop.status.connected)
-    rig.loop.request("stop").result(1)
+    rig.loop.request(EmergencyStop()).result(1)
     rig.driver.broken = ""
     wait_until(lambda: rig.loop.status.state == "stopped")
 
@@ -318,7 +326,7 @@ def test_an_emergency_stop_outlasts_the_loss_of_the_arm(start, monkeypatch):
 def test_torque_off_lets_go_and_stays_off_when_the_arm_returns(start, monkeypatch):
     monkeypatch.setattr("smolvla_mem_ros.so100.loop.RETRY_PERIOD", 0.05)
     rig = start()
-    assert "torque is off" in rig.loop.request("disable").result(1)
+    assert "torque is off" in rig.loop.request(SwitchTorque(False)).result(1)
     written = len(rig.driver.written)
     rig.driver.position = np.full(6, -0.15)
     rig.loop.submit(go(0.5))
@@ -328,7 +336,7 @@ def test_torque_off_lets_go_and_stays_off_when_the_arm_returns(start, monkeypatc
     rig.driver.broken = ""
     wait_until(lambda: rig.loop.status.state == "torque off")
     assert len(rig.driver.written) == written and rig.driver.calls.count("engage") == 1
-    rig.loop.request("enable").result(1)
+    rig.loop.request(SwitchTorque(True)).result(1)
     wait_until(lambda: len(rig.driver.written) > written + 5)
     assert all((position == -0.15).all() for _, position in rig.driver.written[written:])
 
@@ -338,8 +346,8 @@ def test_requests_without_an_arm_are_answered_with_the_cause(start):
     driver.broken = "there is no serial port"
     rig = start(driver, connected=False)
     with pytest.raises(ArmError, match="no serial port"):
-        rig.loop.request("enable").result(2)
-    assert rig.loop.request("stop").result(2)
+        rig.loop.request(SwitchTorque(True)).result(2)
+    assert rig.loop.request(EmergencyStop()).result(2)
 
 
 def test_asked_to_stop_by_a_signal_it_writes_where_the_arm_is_and_nothing_after(start):
@@ -370,9 +378,133 @@ def test_a_request_that_is_pending_at_the_end_is_answered_too(start):
     slow = rig.driver.read
     rig.driver.read = lambda: (time.sleep(0.2), slow())[1]
     wait_until(lambda: rig.loop.status.missed_cycles > 5)
-    futures = [rig.loop.request("stop") for _ in range(3)]
+    futures = [rig.loop.request(EmergencyStop()) for _ in range(3)]
     rig.loop.stop()
     assert all(future.done() for future in futures)
+
+
+# Goals ------------------------------------------------------------------------------------------
+
+
+def aim(position, seconds=0.2, path=0.0, goal_time=0.3):
+    tolerances = Tolerances.from_parameters([path] * 6, [0.1] * 6, 0.1, goal_time)
+    return Goal(go(position, seconds), tolerances)
+
+
+def test_a_goal_is_followed_like_a_trajectory_and_reached(start):
+    rig = start()
+    goal = aim(0.5)
+    rig.loop.submit(goal)
+    assert goal.ended.result(5).code is Code.SUCCESSFUL
+    assert rig.driver.position[0] == 0.5
+    assert goal.progress.desired[0] == goal.progress.actual[0] == 0.5
+
+
+def test_a_goal_the_arm_does_not_reach_is_given_up_and_the_arm_held_where_it_is(start):
+    rig = start()
+    stuck = np.full(6, 0.1)
+    rig.driver.read = lambda: ArmState(time.monotonic(), stuck, np.zeros(6))
+    goal = aim(0.5)
+    rig.loop.submit(goal)
+    ending = goal.ended.result(5)
+    assert ending.code is Code.GOAL_TOLERANCE_VIOLATED and "shoulder_pan is off by 0.4 rad" in ending.text
+    wait_until(lambda: (rig.driver.written[-1][1] == stuck).all())
+
+
+def test_an_arm_that_leaves_its_path_is_held_in_the_same_cycle(start):
+    rig = start()
+    stuck = np.full(6, 0.1)
+    rig.driver.read = lambda: ArmState(time.monotonic(), stuck, np.zeros(6))
+    goal = aim(1.1, seconds=1.0, path=0.05)
+    rig.loop.submit(goal)
+    assert goal.ended.result(5).code is Code.PATH_TOLERANCE_VIOLATED
+    wait_until(lambda: (rig.driver.written[-1][1] == stuck).all())
+    # It was told to go little further than the tolerance, at 1 rad/s.
+    assert max(position[0] for _, position in rig.driver.written) < 0.1 + 0.05 + 0.05
+
+
+@pytest.mark.parametrize("next_one, why", [(aim(0.2), "another goal"), (go(0.2), "another trajectory")])
+def test_whatever_is_followed_next_ends_a_goal(start, next_one, why):
+    rig = start()
+    goal = aim(1.0, seconds=3.0)
+    rig.loop.submit(goal)
+    wait_until(lambda: rig.loop.status.state == "moving")
+    rig.loop.submit(next_one)
+    ending = goal.ended.result(5)
+    assert ending.code is Code.INVALID_GOAL and ending.text == f"{why} took over"
+    wait_until(lambda: rig.driver.position[0] == 0.2)
+
+
+def test_a_trajectory_that_is_rejected_ends_no_goal(start):
+    rig = start()
+    goal = aim(0.5, seconds=0.5)
+    rig.loop.submit(goal)
+    rig.loop.submit(Trajectory(JOINTS, []))
+    assert goal.ended.result(5).code is Code.SUCCESSFUL
+    assert rig.loop.status.rejected == 1
+
+
+def test_a_canceled_goal_holds_the_arm_and_one_that_has_ended_is_left_alone(start):
+    rig = start()
+    first, second = aim(0.2, seconds=0.1), aim(1.0, seconds=3.0)
+    rig.loop.submit(first)
+    first.ended.result(5)
+    rig.loop.submit(second)
+    wait_until(lambda: rig.driver.position[0] > 0.3)
+    assert rig.loop.request(CancelGoal(first)).result(1) == "that goal has ended"
+    assert not second.ended.done()
+    rig.loop.request(CancelGoal(second)).result(1)
+    assert second.ended.result(1).canceled
+    at = rig.driver.position[0]
+    time.sleep(0.1)
+    assert rig.driver.position[0] == pytest.approx(at, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "happens, why",
+    [
+        (lambda rig: rig.loop.request(EmergencyStop()), "emergency stop"),
+        (lambda rig: rig.loop.request(SwitchTorque(False)), "torque was switched off"),
+        (lambda rig: setattr(rig.driver, "broken", "the port is gone"), "the arm was lost: the port is gone"),
+        (lambda rig: rig.loop.stop(2.0), "the node is ending"),
+    ],
+)
+def test_a_goal_ends_with_what_stops_the_arm(start, happens, why):
+    rig = start()
+    goal = aim(1.0, seconds=3.0)
+    rig.loop.submit(goal)
+    wait_until(lambda: rig.loop.status.state == "moving")
+    happens(rig)
+    ending = goal.ended.result(5)
+    assert ending.code is Code.INVALID_GOAL and ending.text == why
+
+
+def test_why_a_trajectory_would_not_be_taken_can_be_asked(start):
+    rig = start()
+    assert rig.loop.refusal(go(0.5)) is None
+    assert rig.loop.refusal(Trajectory(JOINTS, [])) == "it has no points"
+    rig.loop.request(EmergencyStop()).result(1)
+    assert "emergency stop" in rig.loop.refusal(go(0.5))
+    rig.driver.broken = "the port is gone"
+    wait_until(lambda: not rig.loop.status.connected)
+    assert rig.loop.refusal(go(0.5)) == "the arm is not connected: the port is gone"
+    late = aim(0.5)
+    rig.loop.submit(late)
+    assert late.ended.result(5).code is Code.INVALID_GOAL
+
+
+def test_a_goal_with_a_stamp_ahead_is_not_judged_before_it_begins(start):
+    rig = start(command_timeout=0.05)
+    rig.loop.submit(go(0.2, seconds=0.1))
+    wait_until(lambda: rig.loop.status.state == "moving")
+    goal = Goal(
+        Trajectory(JOINTS, [TrajectoryPoint(0.2, [0.6] * 6)], start=time.monotonic() + 0.6), aim(0).tolerances
+    )
+    rig.loop.submit(goal)
+    time.sleep(0.4)
+    assert not goal.ended.done() and rig.driver.position[0] == pytest.approx(0.2)
+    assert goal.ended.result(5).code is Code.SUCCESSFUL
+    assert rig.driver.position[0] == pytest.approx(0.6)
 
 
 # Time-outs and dry runs -------------------------------------------------------------------------
@@ -392,11 +524,29 @@ def test_without_a_new_trajectory_the_measured_position_is_held_after_the_timeou
     assert rig.told("no new trajectory for 0.2 s") == 2
 
 
+def test_a_trajectory_that_waits_for_its_stamp_outlasts_the_timeout_of_the_one_before(start):
+    rig = start(command_timeout=0.1)
+    rig.loop.submit(go(0.3, seconds=0.1))
+    rig.loop.submit(Trajectory(JOINTS, [TrajectoryPoint(0.1, [0.5] * 6)], start=time.monotonic() + 0.6))
+    wait_until(lambda: rig.driver.position[0] == 0.5)
+
+
+def test_a_request_that_is_given_up_is_not_done(start):
+    rig = start()
+    slow = rig.driver.read
+    rig.driver.read = lambda: (time.sleep(0.2), slow())[1]
+    wait_until(lambda: rig.loop.status.missed_cycles > 5)
+    assert rig.loop.request(SpeedScaling(0.5)).cancel()
+    rig.driver.read = slow
+    rig.loop.request(ClearEmergencyStop()).result(1)
+    assert rig.loop.config.speed_scaling == 1.0
+
+
 def test_a_dry_run_reads_and_follows_but_writes_nothing(start):
     rig = start(dry_run=True)
     rig.loop.submit(go(0.5, seconds=0.1))
     wait_until(lambda: rig.loop.status.accepted == 1 and len(rig.states) > 30)
-    rig.loop.request("disable").result(1)
+    rig.loop.request(SwitchTorque(False)).result(1)
     rig.loop.stop()
     assert not {"write", "engage", "release"} & set(rig.driver.calls)
     assert rig.driver.calls[-1] == "close torque_off=False"
