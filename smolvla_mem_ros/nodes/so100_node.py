@@ -18,7 +18,6 @@ from rclpy.duration import Duration
 from rclpy.exceptions import ParameterException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
-from rclpy.time import Time
 from sensor_msgs.msg import JointState
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
@@ -30,6 +29,7 @@ from smolvla_mem_ros.so100.arm import JOINTS, ArmConfig
 from smolvla_mem_ros.so100.driver import ArmError, ArmState, So100Driver
 from smolvla_mem_ros.so100.follower import Trajectory, TrajectoryPoint
 from smolvla_mem_ros.so100.loop import LIMP, STOPPED, ArmLoop, SpeedScaling
+from smolvla_mem_ros.units import NANOSECONDS
 
 # Where LeRobot keeps the calibration of a follower with the id "so100".
 DEFAULT_CALIBRATION = "~/.cache/huggingface/lerobot/calibration/robots/so_follower/so100.json"
@@ -157,9 +157,9 @@ class So100Node(Node):
         start = None
         if message.header.stamp.sec or message.header.stamp.nanosec:
             # The loop's clock does not jump when the system's is set.
-            now = self.get_clock().now()
-            stamp = Time.from_msg(message.header.stamp, clock_type=now.clock_type)
-            start = time.monotonic() - (now - stamp).nanoseconds * 1e-9
+            # rclpy's Time refuses what is before 1970, which here is just long past.
+            stamp = message.header.stamp.sec * NANOSECONDS + message.header.stamp.nanosec
+            start = time.monotonic() - (self.get_clock().now().nanoseconds - stamp) / NANOSECONDS
         self._loop.submit(Trajectory(tuple(message.joint_names), points, start))
 
     def _publish_state(self, state: ArmState) -> None:
@@ -204,12 +204,13 @@ class So100Node(Node):
         if not status.connected:
             level, text = DiagnosticStatus.ERROR, status.last_error or "not connected yet"
         else:
-            problems = status.servos.problems if status.servos else []
-            careful = problems or status.state in (STOPPED, LIMP)
+            careful = status.problems or status.state in (STOPPED, LIMP)
             level = DiagnosticStatus.WARN if careful else DiagnosticStatus.OK
-            text = "; ".join([status.state, *problems])
+            text = "; ".join([status.state, *status.problems])
         values = {"connected": status.connected} | {
-            field.name: getattr(status, field.name) for field in fields(status) if field.name != "servos"
+            field.name: getattr(status, field.name)
+            for field in fields(status)
+            if field.name not in ("servos", "problems")
         }
         if status.servos:
             values |= status.servos.values()
