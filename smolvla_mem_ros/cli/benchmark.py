@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures what this project costs: memory side by side with stock LeRobot, reading bags, recording."""
+"""Measures what this project costs and keeps: memory beside LeRobot's own, bags, recording, the arm."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ examples:
   benchmark memory_cost --size full --repeats 5 --output benchmarks/results/memory_cost_full.json
   benchmark bags --output benchmarks/results/bags.json
   benchmark recording --output benchmarks/results/recording.json
+  benchmark arm_loop --seconds 600 --json --output benchmarks/results/arm_loop.json
+  benchmark arm_loop --seconds 5 --seams 20 --faults 26 --stops 20 --messages 200
 """
 
 # That a speed depends on.
@@ -74,6 +76,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                            "that of temporary files)")  # fmt: skip
     recording.add_argument("--output", type=Path, help="JSON file (default: none)")
     recording.set_defaults(measure=record)
+    arm = commands.add_parser("arm_loop", help="whether the arm's loop keeps its rate beside a busy policy, "
+                              "goes smoothly from chunk to chunk, survives faults, stops at once, cannot be "
+                              "misled; an hour with the defaults")  # fmt: skip
+    arm.add_argument("--seconds", type=positive, default=600, help="at which the rate is measured (default "
+                     "%(default)s)")  # fmt: skip
+    arm.add_argument("--seams", type=positive, default=300, help="between chunks (default %(default)s)")
+    arm.add_argument("--faults", type=positive, default=500, help="of bus and servos (default %(default)s)")
+    arm.add_argument("--stops", type=positive, default=1000, help="emergency stops (default %(default)s)")
+    arm.add_argument("--messages", type=positive, default=10_000, help="malformed ones (default %(default)s)")
+    arm.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default %(default)s)")
+    arm.add_argument("--json", action="store_true", help="print the result as a line of JSON, the tables on "
+                     "standard error")  # fmt: skip
+    arm.add_argument("--output", type=Path, help="JSON file (default: none)")
+    arm.set_defaults(measure=arm_loop)
     args = parser.parse_args(argv)
     args.command = shlex.join(["benchmark", *(sys.argv[1:] if argv is None else argv)])
     try:
@@ -91,6 +107,13 @@ def record(args: argparse.Namespace) -> int:
     from smolvla_mem_ros.cli import benchmark_recording
 
     return benchmark_recording.measure(args)
+
+
+def arm_loop(args: argparse.Namespace) -> int:
+    # It speaks ROS too.
+    from smolvla_mem_ros.cli import benchmark_arm
+
+    return benchmark_arm.measure(args)
 
 
 def memory_cost(args: argparse.Namespace) -> int:

@@ -215,12 +215,13 @@ class So100Node(Node):
         if not status.connected:
             level, text = DiagnosticStatus.ERROR, status.last_error or "not connected yet"
         else:
-            problems = status.servos.problems if status.servos else []
-            careful = problems or status.state in (STOPPED, LIMP)
+            careful = status.problems or status.state in (STOPPED, LIMP)
             level = DiagnosticStatus.WARN if careful else DiagnosticStatus.OK
-            text = "; ".join([status.state, *problems])
+            text = "; ".join([status.state, *status.problems])
         values = {"connected": status.connected} | {
-            field.name: getattr(status, field.name) for field in fields(status) if field.name != "servos"
+            field.name: getattr(status, field.name)
+            for field in fields(status)
+            if field.name not in ("servos", "problems")
         }
         if status.servos:
             values |= status.servos.values()

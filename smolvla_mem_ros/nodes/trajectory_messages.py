@@ -8,7 +8,6 @@ import time
 import numpy as np
 from builtin_interfaces.msg import Duration
 from rclpy.clock import Clock
-from rclpy.time import Time
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from smolvla_mem_ros.so100.follower import Trajectory, TrajectoryPoint
@@ -24,9 +23,9 @@ def from_trajectory(message: JointTrajectory, clock: Clock) -> Trajectory:
     start = None
     if message.header.stamp.sec or message.header.stamp.nanosec:
         # The loop's clock does not jump when the system's is set.
-        now = clock.now()
-        stamp = Time.from_msg(message.header.stamp, clock_type=now.clock_type)
-        start = time.monotonic() - (now - stamp).nanoseconds / NANOSECONDS
+        # rclpy's Time refuses what is before 1970, which here is just long past.
+        stamp = message.header.stamp.sec * NANOSECONDS + message.header.stamp.nanosec
+        start = time.monotonic() - (clock.now().nanoseconds - stamp) / NANOSECONDS
     return Trajectory(tuple(message.joint_names), points, start)
 
 

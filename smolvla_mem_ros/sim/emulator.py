@@ -327,6 +327,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="where blocks lie, and which answers are lost or wrong")
     parser.add_argument("--uncalibrated", action="store_true", help="the servos' memory is the factory's")
     parser.add_argument("--state-fd", type=int, help="inherited file descriptor to share the state through")
+    parser.add_argument("--goals", type=Path, help="file that gets a line for each goal: time (s), six ticks")
     parser.add_argument("--control", action="store_true", help="obey standard input; end when it closes")
     commands.add_options(parser.add_argument_group("faults from the start"))
     options = parser.parse_args(arguments)
@@ -347,6 +348,7 @@ def main(arguments: list[str] | None = None) -> int:
         calibration = Calibration.load(path)
         servos = make_servos(calibration, not options.uncalibrated)
         plant = make_plant(options.plant, options.scene, calibration, servos, options.seed)
+        goals = options.goals.open("w") if options.goals else None
         link = SerialLink(options.port)
     except (CalibrationError, PortInUse, ValueError) as error:
         print(f"emulator: {error}", file=sys.stderr)
@@ -357,6 +359,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         bus = ServoBus(servos, plant.advance, seed=options.seed or 0)
         shared = None if options.state_fd is None else SharedState(options.state_fd)
+        if goals is not None:
+            bus.on_goals = lambda: print(time.monotonic(), *(s["Goal_Position"] for s in servos), file=goals)
         emulator = Emulator(link, bus, plant, shared, options.latency_us * 1e-6, options.baud)
         name = options.model.upper().replace("SO", "SO-")
         print(f"emulator: an {name} is at {options.port} ({link.device})", flush=True)
@@ -367,6 +371,8 @@ def main(arguments: list[str] | None = None) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         link.close()
+        if goals is not None:
+            goals.close()
     return 0
 
 

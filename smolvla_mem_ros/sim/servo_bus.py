@@ -48,6 +48,7 @@ class ServoBus:
         drop: probability that an answer is lost.
         corrupt: probability that an answer's checksum is wrong.
         seed: for the answers that are lost or wrong.
+        on_goals: called after each packet that wrote goal positions.
     """
 
     servos: Iterable[Servo]
@@ -56,6 +57,7 @@ class ServoBus:
     corrupt: float = 0.0
     seed: int = 0
     counters: BusCounters = field(default_factory=BusCounters)
+    on_goals: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.servos = list(self.servos)
@@ -135,10 +137,12 @@ class ServoBus:
 
     def _write(self, servos: list[Servo], address: int, data: list[bytes]) -> None:
         goal, size = REGISTERS["Goal_Position"]
-        if any(address < goal + size and address + len(d) > goal for d in data):
-            self.counters.goal_writes += 1
+        is_goal = any(address < goal + size and address + len(d) > goal for d in data)
         for servo, d in zip(servos, data, strict=True):
             servo.write(address, d)
+        if is_goal:
+            self.counters.goal_writes += 1
+            self.on_goals()
 
     def _acknowledge(self, servos: list[Servo], ids: list[int]) -> bytes:
         rows = [(s, i) for s, i in zip(servos, ids, strict=True) if s["Response_Status_Level"]]

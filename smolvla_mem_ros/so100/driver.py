@@ -25,7 +25,7 @@ from lerobot.robots.so_follower import SOFollower, SOFollowerRobotConfig
 from scservo_sdk import COMM_SUCCESS
 
 from smolvla_mem_ros.so100.arm import JOINTS, LEROBOT_UNITS, Calibration, CalibrationError
-from smolvla_mem_ros.so100.health import Servos, faults
+from smolvla_mem_ros.so100.health import Servos, faults, servo
 
 READ_PATIENCE = 0.4  # s, after which an arm that does not answer properly is taken for lost
 QUIET = 0.015  # s without a byte after which a late answer is not expected any more
@@ -34,6 +34,7 @@ READ_WAIT = 0.005  # s, the longest the port may block for
 HOLDING_TOLERANCE = 0.1  # rad
 CONNECT_TRIES = 2
 WRITE_TRIES = 3
+TORQUE_CHECK = 20  # writes from one look at whether the servos still hold to the next
 
 # Registers that lie side by side.
 MEASURED = (
@@ -164,6 +165,7 @@ class So100Driver:
         self._robot: SOFollower | None = None
         self.limits = (np.full(len(JOINTS), -np.inf), np.full(len(JOINTS), np.inf))
         self.repeated_reads = 0
+        self._writes = 0
 
     def connect(self) -> None:
         """Opens the port and checks that this arm with this calibration is there. Moves and changes nothing.
@@ -184,7 +186,8 @@ class So100Driver:
                 self._open()
                 return
             except BUS_ERRORS as error:
-                text = explain(self._robot.bus, error)
+                # Silent servos take long to ask.
+                text = "" if tries_left else explain(self._robot.bus, error)
                 self.close(False)
                 if not tries_left:
                     raise ArmError(text) from error
@@ -246,7 +249,7 @@ class So100Driver:
 
         Raises:
             ValueError: a position is not finite; nothing is written.
-            ArmError: the port is gone.
+            ArmError: the port is gone, or a servo has switched its torque off by itself.
         """
         if not np.isfinite(position).all():
             raise ValueError(f"a goal position is not finite: {position}")
@@ -256,6 +259,19 @@ class So100Driver:
             ticks = np.round(self._ticks.from_radians(np.clip(position, *self.limits)))
             goal = LEROBOT_UNITS.from_radians(self._from_ticks(ticks + 0.5))
             self._robot.send_action({f"{joint}.pos": float(g) for joint, g in zip(JOINTS, goal, strict=True)})
+            self._writes += 1
+            if self._writes % TORQUE_CHECK == 0:
+                self._check_torque()
+
+    def _check_torque(self) -> None:
+        """Whoever writes goals wants the arm held. A servo whose power was gone for a moment answers as
+        before, but is limp."""
+        limp = [servo(number) for number in np.flatnonzero(self._raw("Torque_Enable") != 1)]
+        if limp:
+            raise ArmError(
+                f"{', '.join(limp)} switched torque off by itself, as after a loss of power; check the arm's "
+                "power supply and its cables"
+            )
 
     def close(self, torque_off: bool) -> None:
         """Gives the port back, with torque switched off first if it can be. Safe to call at any time."""

@@ -18,6 +18,9 @@ STATUS = {
     5: "is overloaded; take weight off the joint, or free it",
 }
 WARM = 60.0  # degrees Celsius; at 70, as they leave the factory, they let go
+# rad and s: a joint that is further than that from where it is told to be, for longer, does not follow. At
+# the largest velocity a servo is 0.12 rad behind.
+ASTRAY, ASTRAY_TIME = 0.3, 0.3
 
 
 def servo(number: int) -> str:
@@ -70,3 +73,22 @@ class Servos:
                 ("load", "load"),
             )
         }
+
+
+class Following:
+    """Whether the joints go where they are told to."""
+
+    def __init__(self) -> None:
+        self._since = np.full(len(JOINTS), np.inf)  # s, since when each is astray
+
+    def problems(self, told: np.ndarray, measured: np.ndarray, now: float) -> list[str]:
+        """In words, by name, the joints that have not followed for a while.
+
+        Args:
+            told, measured: (6,) rad.
+            now: s.
+        """
+        astray = np.abs(told - measured) > ASTRAY
+        self._since = np.where(astray, np.minimum(self._since, now), np.inf)
+        late = np.flatnonzero(now - self._since > ASTRAY_TIME)
+        return [f"{servo(number)} does not follow; free the joint, and see what holds it" for number in late]

@@ -19,7 +19,7 @@ from smolvla_mem_ros.so100.arm import JOINTS, ArmConfig
 from smolvla_mem_ros.so100.driver import ArmError, ArmState
 from smolvla_mem_ros.so100.follower import Trajectory, TrajectoryFollower, TrajectoryRejected, check
 from smolvla_mem_ros.so100.goals import Code, Ending, Goal
-from smolvla_mem_ros.so100.health import Servos
+from smolvla_mem_ros.so100.health import Following, Servos
 from smolvla_mem_ros.so100.requests import (
     CancelGoal,
     ClearEmergencyStop,
@@ -30,7 +30,7 @@ from smolvla_mem_ros.so100.requests import (
 )
 from smolvla_mem_ros.so100.scheduling import schedule
 
-RETRY_PERIOD = 1.0  # s between two attempts to reach the arm
+RETRY_PERIOD = 0.25  # s between two attempts to reach the arm
 IDLE_PERIOD = 0.02  # s between two looks at the queue while there is no arm
 RATE_WINDOW = 1.0  # s over which the loop's rate is measured
 JITTER_PERIODS = 1000  # the latest, of which the jitter is told
@@ -72,6 +72,7 @@ class LoopStatus:
     connections: int = 0
     repeated_reads: int = 0
     servos: Servos | None = None  # as last read
+    problems: tuple[str, ...] = ()  # of the servos, in words
 
     @property
     def connected(self) -> bool:
@@ -93,6 +94,7 @@ class _Arm:
     )
     timed_out: bool = True
     problems: set[str] = field(default_factory=set)
+    following: Following = field(default_factory=Following)
 
 
 @dataclass
@@ -139,6 +141,7 @@ class ArmLoop:
         self._torque = True
         self._goal: Goal | None = None  # that is followed now
         self._told_rejection = ("", -math.inf)
+        self._told_causes: set[str] = set()  # since the arm was there
         self._thread = threading.Thread(target=self._run, name="so100 loop", daemon=True)
 
     def start(self) -> None:
@@ -194,9 +197,10 @@ class ArmLoop:
             self._refuse_all("the node is ending")
 
     def _lost(self, cause: str) -> None:
-        if cause != self.status.last_error or self.status.connected:
+        if cause not in self._told_causes:
+            self._told_causes.add(cause)
             self.on_event("error", f"{cause}. Trying again every {RETRY_PERIOD:g} s.")
-        self._update(state=DISCONNECTED, last_error=cause, loop_rate=math.nan)
+        self._update(state=DISCONNECTED, last_error=cause, loop_rate=math.nan, problems=())
         self._end_goal(Ending(f"the arm was lost: {cause}"))
         self.driver.close(False)
         self._without_arm(self.clock() + RETRY_PERIOD)
@@ -219,6 +223,7 @@ class ArmLoop:
             _check_inside(held, config)
             held = self.driver.engage()
         follower = TrajectoryFollower(config, held, self.clock())
+        self._told_causes.clear()
         self._update(state=self._resting_state(), connections=self.status.connections + 1)
         if self.dry_run:
             self.on_event("info", "connected; a dry run: nothing will be written")
@@ -281,18 +286,21 @@ class ArmLoop:
                 self._hold(arm, state.position)
                 self._update(timeouts=self.status.timeouts + 1)
                 self.on_event("info", f"no new trajectory for {self.command_timeout:g} s, holding still")
+        problems = state.servos.problems if state.servos else []
+        if self._torque and not self.dry_run:
+            problems += arm.following.problems(sample.position, state.position, now)
         self._update(
             state=MOVING if sample.moving else self._resting_state(),
             clamped=self.status.clamped + sample.clamped,
             repeated_reads=arm.driver.repeated_reads,
             servos=state.servos,
+            problems=tuple(problems),
         )
-        self._tell_problems(arm, state)
+        self._tell_problems(arm, set(problems))
         self.on_state(state)
 
-    def _tell_problems(self, arm: _Arm, state: ArmState) -> None:
+    def _tell_problems(self, arm: _Arm, problems: set[str]) -> None:
         """Each once, when it begins and when it is over."""
-        problems = set() if state.servos is None else set(state.servos.problems)
         for problem in sorted(problems - arm.problems):
             self.on_event("warn", problem)
         for problem in sorted(arm.problems - problems):
