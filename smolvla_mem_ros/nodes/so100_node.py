@@ -44,6 +44,9 @@ from smolvla_mem_ros.so100.requests import (
 
 # Where LeRobot keeps the calibration of a follower with the id "so100".
 DEFAULT_CALIBRATION = "~/.cache/huggingface/lerobot/calibration/robots/so_follower/so100.json"
+# s that a thread may keep the interpreter from the loop's, which has a hundred periods a second; Python's own
+# 5 ms would be half of one.
+SWITCH_INTERVAL = 0.0005
 ANSWER_TIMEOUT = 1.0  # s that a service call waits for the loop
 NO_ANSWER = f"the arm's loop has not answered within {ANSWER_TIMEOUT:g} s"
 
@@ -240,6 +243,7 @@ _LIMITS = {
 
 
 def main(args: list[str] | None = None) -> int:
+    sys.setswitchinterval(SWITCH_INTERVAL)
     return run_node(So100Node, args)
 
 

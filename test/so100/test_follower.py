@@ -142,6 +142,7 @@ BAD = {
     "names a joint twice": Trajectory((*JOINTS, "gripper"), points((1, 0), size=7)),
     "joint wrist_roll, gripper missing": Trajectory(JOINTS[:4], points((1, 0), size=4)),
     "it has no points": Trajectory(JOINTS, []),
+    "5001 points, more than 5000": trajectory(*((0.1 * n, 0) for n in range(5001))),
     "not strictly increasing": trajectory((1, 0), (1, 0.1)),
     "time_from_start": trajectory((1, 0), (0.5, 0.1)),
     "zero or later": trajectory((-0.1, 0), (0.5, 0.1)),
