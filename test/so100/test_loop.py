@@ -527,6 +527,7 @@ def test_without_a_new_trajectory_the_measured_position_is_held_after_the_timeou
 def test_a_trajectory_that_waits_for_its_stamp_outlasts_the_timeout_of_the_one_before(start):
     rig = start(command_timeout=0.1)
     rig.loop.submit(go(0.3, seconds=0.1))
+    wait_until(lambda: rig.loop.status.state == "moving")
     rig.loop.submit(Trajectory(JOINTS, [TrajectoryPoint(0.1, [0.5] * 6)], start=time.monotonic() + 0.6))
     wait_until(lambda: rig.driver.position[0] == 0.5)
 
