@@ -44,8 +44,8 @@ REPORT = 3.0  # s within which diagnostics must have come
 WINDOW = 10.0  # s that the node's own figure of its jitter looks back
 
 LOOP_SPEED, FUZZ_SPEED = 0.4, 0.15  # share of the largest velocity that the path may use
-# Malformed messages go in handfuls, two of which the node's queue holds, with a pause for it to read them. After
-# a hostile one comes nothing until it is known to be rejected.
+# Malformed messages go in handfuls, two of which the node's queue holds, with a pause for it to read them.
+# After a hostile one comes nothing until it is known to be rejected.
 HANDFUL, PAUSE = 5, 0.05  # messages, s
 KNOT = 0.1  # s between two points of the trajectory that is followed meanwhile
 DELAY = 0.06  # s, the latest that a goal may reach the servos after the moment that it is meant for
