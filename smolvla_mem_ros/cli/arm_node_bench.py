@@ -44,8 +44,9 @@ REPORT = 3.0  # s within which diagnostics must have come
 WINDOW = 10.0  # s that the node's own figure of its jitter looks back
 
 LOOP_SPEED, FUZZ_SPEED = 0.4, 0.15  # share of the largest velocity that the path may use
-# Malformed messages go in handfuls that the node's queue of ten holds, with a pause for it to read them.
-HANDFUL, PAUSE, HOSTILE_PAUSE = 5, 0.03, 0.3  # messages, s, s
+# Malformed messages go in handfuls, two of which the node's queue holds, with a pause for it to read them.
+# After a hostile one comes nothing until it is known to be rejected.
+HANDFUL, PAUSE = 5, 0.05  # messages, s
 KNOT = 0.1  # s between two points of the trajectory that is followed meanwhile
 DELAY = 0.06  # s, the latest that a goal may reach the servos after the moment that it is meant for
 OFF = 1.0  # ticks that a goal may be off the path: goals are whole ticks
@@ -244,12 +245,11 @@ def fuzz(messages: int, seed: int, tick: Callable[[int], None] = lambda sent: No
             # Path times are those of the emulator's clock.
             path = IdealPath.draw(random, _limits(), FUZZ_SPEED, time.monotonic())
             hostile = sum(kind in HOSTILE for kind in kinds)
-            seconds = 2 * SETTLE + 30 + 3 * (messages * PAUSE / HANDFUL + hostile * (HOSTILE_PAUSE + 0.5))
+            seconds = 2 * SETTLE + 30 + 3 * (messages * PAUSE / HANDFUL + hostile * REPORT)
             follow(client, path, seconds)
             client.spin(SETTLE)
             before, begin = client.report(), time.monotonic()
-            _send(client, kinds, random, tick)
-            after = _last_report(client, int(before["rejected"]) + messages)
+            after = _send(client, kinds, int(before["rejected"]), random, tick)
             end = time.monotonic()
             bench.wait(lambda: True, "so100_node ended")
             tracebacks = bench.tracebacks
@@ -302,23 +302,28 @@ def ticks_off(goals: np.ndarray, path: IdealPath) -> np.ndarray:
 
 
 def _send(
-    client: Client, kinds: Sequence[str], random: np.random.Generator, tick: Callable[[int], None]
-) -> None:
-    for first in range(0, len(kinds), HANDFUL):
-        handful = kinds[first : first + HANDFUL]
-        for kind in handful:
-            message = malformed(kind, random)
-            if message.header.stamp == to_time(0):
-                # Half of them say when they begin.
-                message.header.stamp = to_time(client.get_clock().now().nanoseconds * int(random.integers(2)))
-            client.send(message)
-            if kind in HOSTILE:
-                client.spin(HOSTILE_PAUSE)
-        client.spin(PAUSE)
-        tick(len(handful))
+    client: Client,
+    kinds: Sequence[str],
+    rejected: int,
+    random: np.random.Generator,
+    tick: Callable[[int], None],
+) -> dict[str, str]:
+    """Sends one of each of ``kinds``, to a node that has rejected so many; the report at the end."""
+    for sent, kind in enumerate(kinds, start=1):
+        message = malformed(kind, random)
+        if message.header.stamp == to_time(0):
+            # Half of them say when they begin.
+            message.header.stamp = to_time(client.get_clock().now().nanoseconds * int(random.integers(2)))
+        client.send(message)
+        if kind in HOSTILE:
+            _report_of(client, rejected + sent)
+        elif sent % HANDFUL == 0:
+            client.spin(PAUSE)
+        tick(1)
+    return _report_of(client, rejected + len(kinds))
 
 
-def _last_report(client: Client, rejected: int) -> dict[str, str]:
+def _report_of(client: Client, rejected: int) -> dict[str, str]:
     """As soon as so many were rejected; if that does not come, the one after a while."""
     for _ in range(5):
         report = client.report()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures what this project costs and keeps: memory beside LeRobot's own, bags, recording, the arm."""
+"""Measures what this project costs and can do: memory beside stock LeRobot, bags, recording, the arm."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     recording.add_argument("--output", type=Path, help="JSON file (default: none)")
     recording.set_defaults(measure=record)
     arm = commands.add_parser("arm_loop", help="whether the arm's loop keeps its rate beside a busy policy, "
-                              "goes smoothly from chunk to chunk, survives faults, stops at once, cannot be "
-                              "misled; an hour with the defaults")  # fmt: skip
+                              "goes smoothly from chunk to chunk, survives faults, stops at once and is not "
+                              "misled; most of an hour with the defaults")  # fmt: skip
     arm.add_argument("--seconds", type=positive, default=600, help="at which the rate is measured (default "
                      "%(default)s)")  # fmt: skip
     arm.add_argument("--seams", type=positive, default=300, help="between chunks (default %(default)s)")
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arm.add_argument("--stops", type=positive, default=1000, help="emergency stops (default %(default)s)")
     arm.add_argument("--messages", type=positive, default=10_000, help="malformed ones (default %(default)s)")
     arm.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default %(default)s)")
-    arm.add_argument("--json", action="store_true", help="print the result as a line of JSON, the tables on "
+    arm.add_argument("--json", action="store_true", help="print the result as a line of JSON, and tables on "
                      "standard error")  # fmt: skip
     arm.add_argument("--output", type=Path, help="JSON file (default: none)")
     arm.set_defaults(measure=arm_loop)

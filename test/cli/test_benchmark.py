@@ -1,17 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """benchmark measures for real and writes what it shows."""
 
+import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from smolvla_mem_ros.bags import synthetic, throughput
-from smolvla_mem_ros.cli import benchmark
+from smolvla_mem_ros.cli import arm_node_bench, benchmark, benchmark_arm
+from smolvla_mem_ros.cli.malformed_trajectories import HOSTILE, KINDS, malformed, well_formed
 from smolvla_mem_ros.cli.plot_memory_results import fill, table_bags
+from smolvla_mem_ros.evaluation.arm_path import IdealPath
+from smolvla_mem_ros.policy.checkpoint import load_config
+from smolvla_mem_ros.runtime.contract import load_contract
+from smolvla_mem_ros.share import CHECKPOINT, CONTRACT, share_path
+from smolvla_mem_ros.so100.arm import ArmConfig, Calibration
+from smolvla_mem_ros.so100.follower import (
+    Trajectory,
+    TrajectoryFollower,
+    TrajectoryPoint,
+    TrajectoryRejected,
+)
 from smolvla_mem_ros.training.recipe import RECIPE
 
 
@@ -120,6 +135,127 @@ def test_a_recording_beside_the_policy_loses_nothing(tmp_path):
     assert json.loads(done.stdout)["lost"] == result["lost"] == 0 and result["problems"] == []
     assert [round(n / 4, -1) for n in result["sent"].values()] == [30, 30, 100]
     assert result["policy_commits"] > 0 and [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+# The arm's loop ---------------------------------------------------------------------------------
+
+NO_VIOLATIONS = {"not_finite": 0, "position": 0, "velocity": 0, "acceleration": 0, "jump": 0}
+DEGREES = {"rms": {"gripper": 0.1}, "max": {"gripper": 0.2}}
+SEAM = {"ratio": 0.9, "ratio_of_path": 1.0, "limit_violations": 0, "tracking_error_deg": DEGREES}
+FAULTS = {"limit_violations": NO_VIOLATIONS, "not_named": 0, "resumed_late": 0, "exceptions": 0, "kinds": {
+    "unplugged": {"count": 1, "named": 1, "connection_lost": 1, "slowest_resume_s": None, "resumed_late": 0},
+}}  # fmt: skip
+MS = {"p50": 1.0, "p99": 2.0, "max": 3.0}
+STOPS = {"late": 0, "exceptions": 0, "last_motion_ms": MS, "held_ms": MS}
+GOOD = {
+    "loop": {"period_jitter_pct": {"p99": 1.0}, "missed_cycles": 0},
+    "seams": {"agreeing": SEAM, "disagreeing": SEAM},
+    "faults": FAULTS,
+    "stops": STOPS,
+    "fuzz": {"messages": 9, "rejected": 9, "accepted": 0, "goals_off_the_path": 0, "tracebacks": 0},
+}  # fmt: skip
+KEYS = (
+    "period_jitter_p99_pct", "missed_cycles", "limit_violations", "seam_velocity_step_ratio",
+    "tracking_error_deg",
+)  # fmt: skip
+
+
+def test_the_arms_result_is_one_line_of_json_and_a_file(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark_arm, "run", lambda args: copy.deepcopy(GOOD))
+    file = tmp_path / "folder" / "arm.json"
+    assert benchmark.main(["arm_loop", "--json", "--output", str(file)]) == 0
+    said = capsys.readouterr()
+    (line,) = said.out.splitlines()
+    result = json.loads(line)
+    assert result == json.loads(file.read_text()) and result["missed_targets"] == []
+    assert set(KEYS) <= result.keys() and {"machine", "versions", "seed", "command"} <= result.keys()
+    assert "never" in said.err, "what did not move again is not shown as a time"
+    assert benchmark.main(["arm_loop"]) == 0
+    assert "period jitter" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("loop", {"missed_cycles": 1}),
+        ("loop", {"period_jitter_pct": {"p99": 10.0}}),
+        ("loop", {"period_jitter_pct": {"p99": float("nan")}}),
+        ("faults", {"limit_violations": {**NO_VIOLATIONS, "jump": 1}}),
+        ("faults", {"not_named": 1}),
+        ("faults", {"resumed_late": 1}),
+        ("faults", {"exceptions": 1}),
+        ("seams", {"agreeing": {**SEAM, "ratio": 1.01}}),
+        ("stops", {"late": 1}),
+        ("fuzz", {"rejected": 8}),
+        ("fuzz", {"accepted": 1}),
+        ("fuzz", {"goals_off_the_path": 1}),
+    ],
+)
+def test_a_missed_target_is_named_and_ends_with_1(monkeypatch, capsys, part, change):
+    parts = copy.deepcopy(GOOD)
+    parts[part] |= change
+    monkeypatch.setattr(benchmark_arm, "run", lambda args: parts)
+    assert benchmark.main(["arm_loop", "--json"]) == 1
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)["missed_targets"]) == said.err.count("MISSED") == 1
+
+
+def test_every_malformed_message_is_malformed():
+    follower = TrajectoryFollower(ArmConfig(), np.zeros(6), 0.0)
+    random = np.random.default_rng(0)
+
+    def received(message):
+        """As the node reads it; its clock shows 2 000 000 000 s and the loop's 0."""
+        points = [
+            TrajectoryPoint(
+                p.time_from_start.sec + p.time_from_start.nanosec * 1e-9,
+                p.positions, p.velocities, p.accelerations,
+            )
+            for p in message.points
+        ]  # fmt: skip
+        stamp = message.header.stamp
+        start = stamp.sec + stamp.nanosec * 1e-9 - 2e9 if stamp.sec or stamp.nanosec else None
+        return Trajectory(message.joint_names, points, start)
+
+    follower.accept(received(well_formed(random)), 0.0)
+    for kind in KINDS:
+        for _ in range(1 if kind in HOSTILE else 60):
+            with pytest.raises(TrajectoryRejected):
+                follower.accept(received(malformed(kind, random)), 0.0)
+
+
+def test_goals_off_the_path_are_found():
+    path = IdealPath.draw(np.random.default_rng(0), ArmConfig(), 0.15, 0.0)
+    times = np.arange(0.0, 2.0, 0.01)
+    ticks = Calibration.load(share_path(arm_node_bench.CALIBRATION)).ticks.from_radians(path.at(times)[0])
+    # Each arrives 20 ms after the moment that it is meant for.
+    goals = np.column_stack([times + 0.02, np.round(ticks)])
+    assert arm_node_bench.ticks_off(goals, path).max() <= arm_node_bench.OFF
+    goals[50, 3] += 3
+    assert np.flatnonzero(arm_node_bench.ticks_off(goals, path) > arm_node_bench.OFF).tolist() == [50]
+
+
+def test_jitter_is_of_the_period():
+    stamps = np.arange(1000) * 10_000_000
+    stamps[500:] += 2_000_000
+    found = arm_node_bench.jitter(stamps)["period_jitter_pct"]
+    assert found["p50"] == found["p99"] == 0 and found["max"] == 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # the node starts twice, and the policy beside it
+def test_the_node_is_measured_beside_the_policy_and_not_misled(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    contract = load_contract(share_path(CONTRACT), load_config(share_path(CHECKPOINT)))
+    before = os.sched_getaffinity(0)
+    found = arm_node_bench.loop(3, contract, 0)
+    assert found["cycles"] > 200 and found["inferences"] > 0 and found["chunks"] > 3
+    assert found["period_jitter_pct"]["p99"] > 0 and found["missed_cycles"] >= 0
+    assert os.sched_getaffinity(0) == before
+    found = arm_node_bench.fuzz(60, 0)
+    assert found["rejected"] == 60 == sum(found["kinds"].values()), found
+    assert found["accepted"] == found["goals_off_the_path"] == found["tracebacks"] == 0
+    assert found["goals"] > 50
 
 
 def test_the_page_on_bags_shows_the_results_that_lie_beside_it():

@@ -140,6 +140,21 @@ def test_an_old_stamp_is_refused_and_a_recent_one_followed_from_where_it_is(arm,
     reaches(shared_probe, HOME)
 
 
+def test_a_stamp_before_1970_is_refused_and_does_not_end_the_node(arm, shared_probe):
+    _, node = arm
+
+    def rejected():
+        return int(shared_probe.reports.get("shared/so100", {}).get("rejected", -1))
+
+    shared_probe.spin_until(lambda: rejected() >= 0)
+    before = rejected()
+    message = trajectory((0.5, np.array(HOME) + 0.3))
+    message.header.stamp.sec = -5
+    shared_probe.send(message)
+    shared_probe.spin_until(lambda: rejected() == before + 1, 10)
+    assert node.process.poll() is None
+
+
 def test_diagnostics_count_what_happened(arm, shared_probe):
     shared_probe.spin_until(lambda: "shared/so100" in shared_probe.reports)
     report = shared_probe.reports["shared/so100"]

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import serial
 
@@ -17,6 +18,8 @@ from smolvla_mem_ros.sim.emulator_process import EmulatorDied, EmulatorProcess
 from smolvla_mem_ros.sim.scene import HOME, Scene
 from smolvla_mem_ros.sim.servo_bus import PING, checksum, status
 from smolvla_mem_ros.sim.world import MEMORY_SCENE
+from smolvla_mem_ros.so100.arm import Calibration
+from smolvla_mem_ros.so100.driver import So100Driver
 
 CALIBRATION = Path(__file__).parents[2] / "config/calibration/so100_sim.json"
 COMMAND = [sys.executable, "-m", "smolvla_mem_ros.sim.emulator", "--calibration", str(CALIBRATION)]
@@ -216,3 +219,20 @@ def test_the_calibration_that_is_shipped_is_one_lerobot_reads():
     from lerobot.motors import MotorCalibration
 
     assert [MotorCalibration(**entry).id for entry in content.values()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_goals_are_written_down_with_their_time(port, tmp_path):
+    file = tmp_path / "goals.txt"
+    with EmulatorProcess(port, CALIBRATION, f"--goals={file}") as emulator:
+        emulator.wait_ready()
+        driver = So100Driver(str(port), CALIBRATION)
+        driver.connect()
+        held = driver.engage()
+        driver.write(held + 0.1)
+        wait_until(lambda: emulator.snapshot().goal_writes == 2)
+        driver.close(False)
+    (_, *at_first), (when, *then) = (list(map(float, line.split())) for line in file.read_text().splitlines())
+    assert time.monotonic() - 60 < when < time.monotonic()
+    ticks = Calibration.load(CALIBRATION).ticks
+    np.testing.assert_allclose(then, np.round(ticks.from_radians(held + 0.1)))
+    assert at_first != then

@@ -13,7 +13,7 @@ from lerobot.robots.so_follower import SOFollower, SOFollowerRobotConfig
 from smolvla_mem_ros.sim.emulator_process import EmulatorProcess
 from smolvla_mem_ros.sim.scene import HOME
 from smolvla_mem_ros.so100.arm import JOINTS, LEROBOT_UNITS
-from smolvla_mem_ros.so100.driver import ArmError, So100Driver
+from smolvla_mem_ros.so100.driver import TORQUE_CHECK, ArmError, So100Driver
 
 
 def settle(driver, goal, seconds=1.0):
@@ -319,3 +319,19 @@ def test_a_servo_with_a_fault_is_told_from_a_silent_one(emulator, port, calibrat
     emulator.command("unmute gripper")
     driver.connect()
     driver.close(False)
+
+
+def test_servos_that_lost_power_for_a_moment_are_found_limp(driver, emulator):
+    driver.connect()
+    held = driver.engage()
+    for _ in range(2 * TORQUE_CHECK):
+        driver.write(held)
+    emulator.tell("power_cycle")
+    with pytest.raises(ArmError, match=r"servo 1 \(shoulder_pan\), .* switched torque off by itself"):
+        for _ in range(TORQUE_CHECK):
+            driver.write(held)
+    driver.close(False)
+    driver.connect()
+    driver.engage()
+    for _ in range(2 * TORQUE_CHECK):
+        driver.write(held)

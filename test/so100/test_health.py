@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from smolvla_mem_ros.so100.health import Servos
+from smolvla_mem_ros.so100.health import ASTRAY_TIME, Following, Servos
 
 
 def servos(**changes):
@@ -44,3 +44,14 @@ def test_a_warm_servo_is_told_before_it_lets_go():
 def test_values_are_listed_by_joint():
     values = servos(voltage=only(5, 7)).values()
     assert values["gripper voltage (V)"] == 7 and len(values) == 18
+
+
+def test_a_joint_that_stays_astray_is_named_until_it_is_near_again():
+    following, told = Following(), np.zeros(6)
+    stuck = np.array([0, 0, 0.5, 0, 0, 0])
+    assert following.problems(told, stuck, 0.0) == []
+    assert following.problems(told, stuck, ASTRAY_TIME) == [], "not yet for long"
+    (problem,) = following.problems(told, stuck, ASTRAY_TIME + 0.01)
+    assert problem.startswith("servo 3 (elbow_flex) does not follow")
+    assert following.problems(told, told, ASTRAY_TIME + 0.02) == []
+    assert following.problems(told, stuck, 1.0) == following.problems(told, stuck, 1.2) == []

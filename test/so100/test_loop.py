@@ -187,6 +187,22 @@ def test_a_lost_arm_is_closed_reported_and_held_where_it_is_found_again(start, m
     assert rig.loop.status.connections == 2
 
 
+def test_causes_that_take_turns_are_told_once_each_until_the_arm_was_there(start, monkeypatch):
+    monkeypatch.setattr("smolvla_mem_ros.so100.loop.RETRY_PERIOD", 0.05)
+    driver = FakeDriver()
+    driver.broken = "first cause"
+    rig = start(driver, connected=False)
+    for number in range(4):
+        driver.broken = ("second cause", "first cause")[number % 2]
+        calls = driver.calls.count("connect")
+        wait_until(lambda calls=calls: driver.calls.count("connect") > calls + 1)
+    assert rig.told("first cause") == rig.told("second cause") == 1
+    driver.broken = ""
+    wait_until(lambda: rig.loop.status.connected)
+    driver.broken = "first cause"
+    wait_until(lambda: rig.told("first cause") == 2)
+
+
 def test_trajectories_for_a_missing_arm_are_rejected_with_the_cause(start):
     driver = FakeDriver()
     driver.broken = "there is no serial port"
@@ -260,6 +276,24 @@ def test_a_servo_that_is_not_well_is_named_once_and_so_is_its_recovery(start):
     time.sleep(0.05)
     assert rig.told("servo 4") == 2
     assert rig.loop.status.servos.voltage[0] == 7.4
+
+
+def test_a_joint_that_does_not_follow_is_named(start):
+    rig = start()
+    move = rig.driver.write
+
+    def stuck(position):
+        move(position)
+        rig.driver.position[2] = 0.1
+
+    rig.driver.write = stuck
+    rig.loop.submit(go(1.0))
+    wait_until(lambda: rig.told("servo 3 (elbow_flex) does not follow"))
+    assert rig.loop.status.problems == (
+        "servo 3 (elbow_flex) does not follow; free the joint, and see what holds it",
+    )
+    rig.driver.write = move
+    wait_until(lambda: rig.told("over: servo 3"))
 
 
 def test_speed_scaling_slows_the_motion_under_way(start):
