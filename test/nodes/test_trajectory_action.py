@@ -92,19 +92,9 @@ class Handle:
 class Server:
     """Like rclpy's ActionServer."""
 
-    def __init__(
-        self,
-        node,
-        action,
-        name,
-        *,
-        execute_callback,
-        goal_callback,
-        handle_accepted_callback,
-        cancel_callback,
-    ):
-        self.node, self.name, self.execute = node, name, execute_callback
-        self.ask, self.accept, self.cancel = goal_callback, handle_accepted_callback, cancel_callback
+    def __init__(self, node, action_type, name, *, execute_callback, goal_callback, **callbacks):
+        self.node, self.name, self.execute, self.ask = node, name, execute_callback, goal_callback
+        self.accept, self.cancel = callbacks["handle_accepted_callback"], callbacks["cancel_callback"]
 
     def send(self, goal):
         """As rclpy does; None when it is rejected."""
@@ -169,6 +159,8 @@ def test_a_goal_becomes_the_loops_with_the_tolerances_it_asks_for(rig):
     (goal,) = rig.loop.goals
     assert goal.trajectory.joints == JOINTS and goal.trajectory.start is None
     assert goal.trajectory.points[0].time == 1.0 and list(goal.trajectory.points[0].positions) == [0.5] * 6
+    rig.spin()
+    assert handle.result is None, "it goes on"
     np.testing.assert_array_equal(goal.tolerances.path["position"], [0.05] + [np.inf] * 5)
     np.testing.assert_array_equal(goal.tolerances.goal["position"], [0.1] * 5 + [np.inf])
     assert goal.tolerances.goal_time == 0.5
