@@ -16,11 +16,12 @@ from typing import Any
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
 from rclpy.node import Node
+from rclpy.task import Future
 
 from smolvla_mem_ros.nodes.parameters import declare
 from smolvla_mem_ros.nodes.trajectory_messages import from_trajectory, to_point, to_seconds
 from smolvla_mem_ros.so100.arm import JOINTS
-from smolvla_mem_ros.so100.goals import Code, Ending, Goal, Progress, Tolerances
+from smolvla_mem_ros.so100.goals import Code, Goal, Progress, Tolerances
 from smolvla_mem_ros.so100.loop import ArmLoop
 from smolvla_mem_ros.so100.requests import CancelGoal
 
@@ -76,21 +77,6 @@ def declare_tolerances(node: Node) -> Tolerances:
     return Tolerances.from_parameters(path, goal, stopped_velocity, goal_time)
 
 
-class DeferredServer(ActionServer):
-    """rclpy's server, for goals that end long after they began.
-
-    rclpy schedules a goal's callback when it begins. While a coroutine waits in an executor the executor
-    does not sleep, and would take the processor from the loop. So here the callback is scheduled at the end.
-    """
-
-    def notify_execute(self, goal_handle: ServerGoalHandle, execute_callback: Callable | None) -> None:
-        """Called as a goal begins: nothing is to be run yet."""
-
-    def finish(self, goal_handle: ServerGoalHandle, conclude: Callable) -> None:
-        """Ends a goal: ``conclude(goal_handle)`` sets its state and returns the result."""
-        super().notify_execute(goal_handle, conclude)
-
-
 class TrajectoryAction:
     """The action of one arm. Belongs to the executor's thread.
 
@@ -109,16 +95,16 @@ class TrajectoryAction:
         loop: ArmLoop,
         tolerances: Tolerances,
         action_type: Any,
-        make_server: Callable[..., DeferredServer] = DeferredServer,
+        make_server: Callable[..., Any] = ActionServer,
     ) -> None:
         self._node, self._loop, self._tolerances, self._type = node, loop, tolerances, action_type
         self._goals: list[tuple[ServerGoalHandle, Goal]] = []
-        self._concluding: list[ServerGoalHandle] = []  # that the executor has yet to come to
+        self._endings: dict[bytes, Future] = {}  # by the goal's id, until its client is told
         self._server = make_server(
             node,
             action_type,
             NAME,
-            execute_callback=_never,
+            execute_callback=self._execute,
             goal_callback=self._on_goal,
             handle_accepted_callback=self._on_accepted,
             cancel_callback=self._on_cancel,
@@ -128,11 +114,10 @@ class TrajectoryAction:
     def close(self) -> None:
         """After the loop has ended: tells the clients so."""
         self._watch()
-        if self._concluding:
-            # rclpy comes to a result in several steps, none of which says that it was the last.
-            until = time.monotonic() + LAST_WORDS
-            while time.monotonic() < until:
-                self._node.executor.spin_once(timeout_sec=LAST_WORDS / 10)
+        # rclpy comes to a result in several steps, none of which says that it was the last.
+        until = time.monotonic() + LAST_WORDS
+        while self._node.executor and time.monotonic() < until:
+            self._node.executor.spin_once(timeout_sec=LAST_WORDS / 10)
 
     def _on_goal(self, request: Any) -> GoalResponse:
         try:
@@ -147,9 +132,25 @@ class TrajectoryAction:
     def _on_accepted(self, handle: ServerGoalHandle) -> None:
         goal = self._goal(handle.request)
         self._loop.submit(goal)
-        handle.execute()
         self._goals.append((handle, goal))
+        self._endings[_id(handle)] = Future()
         self._timer.reset()
+        handle.execute()
+
+    async def _execute(self, handle: ServerGoalHandle) -> Any:
+        ending = await self._endings[_id(handle)]
+        del self._endings[_id(handle)]
+        logger = self._node.get_logger()
+        if ending.canceled:
+            logger.info("goal canceled")
+            handle.canceled()
+        elif ending.code is Code.SUCCESSFUL:
+            logger.info(f"goal ended: {ending.text}")
+            handle.succeed()
+        else:
+            logger.warning(f"goal aborted: {ending.text}")
+            handle.abort()
+        return self._type.Result(error_code=int(ending.code), error_string=ending.text)
 
     def _on_cancel(self, handle: ServerGoalHandle) -> CancelResponse:
         for known, goal in self._goals:
@@ -165,11 +166,11 @@ class TrajectoryAction:
         return Goal(from_trajectory(request.trajectory, self._node.get_clock()), tolerances)
 
     def _watch(self) -> None:
-        """Feedback for what goes on, results for what has ended."""
+        """Feedback for what goes on; ends what the loop, in its own thread, has ended."""
         going_on = []
         for handle, goal in self._goals:
             if goal.ended.done():
-                self._conclude(handle, goal.ended.result())
+                self._endings[_id(handle)].set_result(goal.ended.result())
                 continue
             going_on.append((handle, goal))
             if goal.progress is not None:
@@ -177,25 +178,6 @@ class TrajectoryAction:
         self._goals = going_on
         if not self._goals:
             self._timer.cancel()
-
-    def _conclude(self, handle: ServerGoalHandle, ending: Ending) -> None:
-        def conclude(handle: ServerGoalHandle) -> Any:
-            self._concluding.remove(handle)
-            if ending.canceled:
-                handle.canceled()
-            elif ending.code is Code.SUCCESSFUL:
-                handle.succeed()
-            else:
-                handle.abort()
-            return self._type.Result(error_code=int(ending.code), error_string=ending.text)
-
-        logger = self._node.get_logger()
-        if ending.code is Code.SUCCESSFUL:
-            logger.info(f"goal ended: {ending.text}")
-        else:
-            logger.warning(f"goal aborted: {ending.text}")
-        self._concluding.append(handle)
-        self._server.finish(handle, conclude)
 
     def _feedback(self, goal: Goal, progress: Progress) -> Any:
         desired, actual = (
@@ -213,5 +195,5 @@ class TrajectoryAction:
         return feedback
 
 
-def _never(handle: ServerGoalHandle) -> None:
-    """ActionServer wants a callback that runs from the beginning."""
+def _id(handle: ServerGoalHandle) -> bytes:
+    return bytes(handle.goal_id.uuid)

@@ -4,6 +4,7 @@
 The real ones are in test_trajectory_action_dds.py.
 """
 
+import os
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from std_msgs.msg import Header
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+from unique_identifier_msgs.msg import UUID
 
 from smolvla_mem_ros.nodes.trajectory_action import NAME, TrajectoryAction, declare_tolerances
 from smolvla_mem_ros.so100.arm import JOINTS
@@ -63,11 +65,16 @@ class FollowJointTrajectory:
 class Handle:
     """Like rclpy's ServerGoalHandle."""
 
-    def __init__(self, request):
+    def __init__(self, request, server):
         self.request, self.states, self.feedback, self.result = request, [], [], None
+        self.goal_id, self._server = UUID(uuid=np.frombuffer(os.urandom(16), np.uint8)), server
 
     def execute(self):
         self.states.append("executing")
+        self._server.node.executor.create_task(self._run)
+
+    async def _run(self):
+        self.result = await self._server.execute(self)
 
     def publish_feedback(self, feedback):
         self.feedback.append(feedback)
@@ -83,30 +90,17 @@ class Handle:
 
 
 class Server:
-    """Like DeferredServer."""
+    """Like rclpy's ActionServer."""
 
-    def __init__(
-        self,
-        node,
-        action_type,
-        name,
-        *,
-        execute_callback,
-        goal_callback,
-        handle_accepted_callback,
-        cancel_callback,
-    ):
-        self.name, self.accept, self.cancel = name, handle_accepted_callback, cancel_callback
-        self.ask = goal_callback
-
-    def finish(self, handle, conclude):
-        handle.result = conclude(handle)
+    def __init__(self, node, action_type, name, *, execute_callback, goal_callback, **callbacks):
+        self.node, self.name, self.execute, self.ask = node, name, execute_callback, goal_callback
+        self.accept, self.cancel = callbacks["handle_accepted_callback"], callbacks["cancel_callback"]
 
     def send(self, goal):
         """As rclpy does; None when it is rejected."""
         if self.ask(goal) is not GoalResponse.ACCEPT:
             return None
-        handle = Handle(goal)
+        handle = Handle(goal, self)
         self.accept(handle)
         return handle
 
@@ -165,6 +159,8 @@ def test_a_goal_becomes_the_loops_with_the_tolerances_it_asks_for(rig):
     (goal,) = rig.loop.goals
     assert goal.trajectory.joints == JOINTS and goal.trajectory.start is None
     assert goal.trajectory.points[0].time == 1.0 and list(goal.trajectory.points[0].positions) == [0.5] * 6
+    rig.spin()
+    assert handle.result is None, "it goes on"
     np.testing.assert_array_equal(goal.tolerances.path["position"], [0.05] + [np.inf] * 5)
     np.testing.assert_array_equal(goal.tolerances.goal["position"], [0.1] * 5 + [np.inf])
     assert goal.tolerances.goal_time == 0.5

@@ -5,6 +5,9 @@ Needs control_msgs, which an installed ROS 2 has and PyPI has not; docs/so100.md
 can be tested without it is in test_trajectory_action.py.
 """
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from action_msgs.msg import GoalStatus
@@ -153,6 +156,23 @@ def test_an_emergency_stop_ends_a_goal_and_keeps_others_out(arm, client):
     assert client.result(handle)[1:] == (Result.INVALID_GOAL, "emergency stop")
     assert not client.send(trajectory((1.0, HOME))).accepted
     assert client.probe.call(Trigger, "so100/clear_emergency_stop").success
+
+
+def processor_time(pid):
+    """s"""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_the_executor_sleeps_while_a_goal_goes_on(arm, client):
+    """One that is busy with what waits in it would take the processor from the loop."""
+    used = []
+    for begin in (lambda: None, lambda: client.send(trajectory((3.0, near(0.2))))):
+        begin()
+        before = processor_time(arm[1].process.pid)
+        client.probe.spin(1.5)
+        used.append(processor_time(arm[1].process.pid) - before)
+    assert used[1] < 1.5 * used[0] + 0.2
 
 
 def test_the_end_of_the_node_reaches_the_client(start_node, calibration, tmp_path, probe):
