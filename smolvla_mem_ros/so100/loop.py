@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
+from textwrap import shorten
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +36,7 @@ IDLE_PERIOD = 0.02  # s between two looks at the queue while there is no arm
 RATE_WINDOW = 1.0  # s over which the loop's rate is measured
 JITTER_PERIODS = 1000  # the latest, of which the jitter is told
 OUTSIDE_MARGIN = 0.1  # rad; an arm further beyond its limits is not started
+LONGEST_REASON = 300  # characters of a rejection that are told; a message may name joints of any length
 REPEAT_REJECTION = 5.0  # s after which the same reason for a rejection is told again
 
 DISCONNECTED, HOLDING, MOVING, STOPPED, LIMP = "disconnected", "holding", "moving", "stopped", "torque off"
@@ -375,6 +377,7 @@ class ArmLoop:
     def _reject(self, what: Trajectory | Goal, reason: str) -> None:
         if isinstance(what, Goal):
             what.ended.set_result(Ending(reason))
+        reason = shorten(reason, LONGEST_REASON, placeholder=" ...")
         self._update(rejected=self.status.rejected + 1, last_rejection=reason)
         told, at = self._told_rejection
         now = self.clock()

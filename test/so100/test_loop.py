@@ -585,3 +585,12 @@ def test_a_dry_run_reads_and_follows_but_writes_nothing(start):
     rig.loop.stop()
     assert not {"write", "engage", "release"} & set(rig.driver.calls)
     assert rig.driver.calls[-1] == "close torque_off=False"
+
+
+def test_a_rejection_is_told_briefly_however_long_a_name_in_it_is(start):
+    rig = start()
+    rig.loop.submit(Trajectory(("thumb" * 10_000,), [TrajectoryPoint(0.2, [0.0])]))
+    wait_until(lambda: rig.loop.status.rejected)
+    assert rig.loop.status.last_rejection.startswith("unknown joint")
+    assert len(rig.loop.status.last_rejection) <= 300
+    assert max(len(text) for _, text in rig.events) < 350
