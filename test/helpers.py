@@ -12,7 +12,9 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image, JointState
-from trajectory_msgs.msg import JointTrajectory
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from smolvla_mem_ros.so100.arm import JOINTS
 
 START_TIMEOUT = 60.0  # s; LeRobot alone takes 3 to import, and longer next to other tests
 
@@ -120,3 +122,13 @@ class Probe(Node):
 def stamp(message):
     """ns"""
     return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
+
+
+def trajectory(*rows, joints=JOINTS):
+    """Rows of (s, position of every joint)."""
+    message = JointTrajectory(joint_names=list(joints))
+    for seconds, positions in rows:
+        point = JointTrajectoryPoint(positions=[float(p) for p in positions])
+        point.time_from_start.sec, point.time_from_start.nanosec = divmod(round(seconds * 1e9), 10**9)
+        message.points.append(point)
+    return message

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers import trajectory
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
@@ -48,12 +49,6 @@ def sender(shared_probe):
         shared_probe.destroy_publisher(publisher)
 
 
-def one_point(positions, seconds, joints=JOINTS):
-    point = JointTrajectoryPoint(positions=[float(p) for p in positions])
-    point.time_from_start.sec, point.time_from_start.nanosec = divmod(round(seconds * 1e9), 10**9)
-    return JointTrajectory(joint_names=list(joints), points=[point])
-
-
 def reaches(probe, goal, joints=JOINTS, tolerance=0.05):
     columns = [JOINTS.index(joint) for joint in joints]
     probe.spin_until(
@@ -67,7 +62,7 @@ def reaches(probe, goal, joints=JOINTS, tolerance=0.05):
 @pytest.fixture(autouse=True)
 def at_home(arm, sender, shared_probe):
     shared_probe.fresh_state()
-    sender().publish(one_point(HOME, 0.6))
+    sender().publish(trajectory((0.6, HOME)))
     reaches(shared_probe, HOME)
     shared_probe.states.clear()
 
@@ -114,7 +109,7 @@ def test_the_sliders_of_rqt_joint_trajectory_controller_move_the_arm_without_jer
     slider = np.array(HOME)
     for _ in range(20):
         slider[0] = min(slider[0] + 0.03, HOME[0] + 0.4)
-        publisher.publish(one_point(slider, 0.5))
+        publisher.publish(trajectory((0.5, slider)))
         shared_probe.spin(0.1)
     reaches(shared_probe, slider)
     positions = np.array([state.position[0] for state in shared_probe.states])
@@ -126,7 +121,7 @@ def test_one_trajectory_of_ros2_topic_pub_moves_the_arm(sender, shared_probe, du
     """``ros2 topic pub --once`` is reliable by default, with a stamp of 0, and is gone 0.1 s later."""
     publisher = sender(QoSProfile(depth=1, durability=durability))
     goal = np.array(HOME) + [-0.3, 0, 0, 0, 0, 0.2]
-    publisher.publish(one_point(goal, 0.6))
+    publisher.publish(trajectory((0.6, goal)))
     time.sleep(0.1)
     shared_probe.destroy_publisher(publisher)
     reaches(shared_probe, goal)
@@ -137,6 +132,6 @@ def test_a_best_effort_sender_is_told_apart_and_not_listened_to(arm, sender, sha
     publisher = sender(QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT), matched=False)
     arm[1].wait_for("offering incompatible QoS", 15)
     assert "RELIABILITY" in arm[1].log
-    publisher.publish(one_point(np.array(HOME) + 0.3, 0.5))
+    publisher.publish(trajectory((0.5, np.array(HOME) + 0.3)))
     shared_probe.spin(1.0)
     reaches(shared_probe, HOME)

@@ -8,10 +8,10 @@ import time
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
+from helpers import trajectory
 from rcl_interfaces.msg import Parameter, ParameterValue
 from rcl_interfaces.srv import SetParameters
 from std_srvs.srv import SetBool, Trigger
-from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from smolvla_mem_ros.share import share_path
 from smolvla_mem_ros.sim.emulator_process import EmulatorProcess
@@ -20,16 +20,6 @@ from smolvla_mem_ros.so100.arm import JOINTS
 from smolvla_mem_ros.so100.driver import So100Driver
 
 HELD = "connected and holding still"
-
-
-def trajectory(*rows, joints=JOINTS):
-    """Rows of (s, position of every joint)."""
-    message = JointTrajectory(joint_names=list(joints))
-    for seconds, positions in rows:
-        point = JointTrajectoryPoint(positions=[float(p) for p in positions])
-        point.time_from_start.sec, point.time_from_start.nanosec = divmod(int(seconds * 1e9), 10**9)
-        message.points.append(point)
-    return message
 
 
 def reaches(probe, goal, tolerance=0.05):
