@@ -43,11 +43,12 @@ SETTLE = 3.0  # s in which the arm gets onto the path
 REPORT = 3.0  # s within which diagnostics must have come
 WINDOW = 10.0  # s that the node's own figure of its jitter looks back
 
+PRIORITY = 50  # SCHED_FIFO's
 LOOP_SPEED, FUZZ_SPEED = 0.4, 0.15  # share of the largest velocity that the path may use
 # Malformed messages go in handfuls, two of which the node's queue holds, with a pause for it to read them.
 # After a hostile one comes nothing until it is known to be rejected.
 HANDFUL, PAUSE = 5, 0.05  # messages, s
-KNOT = 0.1  # s between two points of the trajectory that is followed meanwhile
+KNOT = 0.2  # s between two points of the trajectory that is followed meanwhile
 DELAY = 0.06  # s, the latest that a goal may reach the servos after the moment that it is meant for
 OFF = 1.0  # ticks that a goal may be off the path: goals are whole ticks
 
@@ -154,14 +155,15 @@ def loop(
 ) -> dict:
     """The node's period while it follows a stream of chunks beside a policy that takes a core for itself.
 
-    With two processors or more the loop's thread has the first one to itself (its parameter ``cpu``), but for
-    the emulator, which in place of a real arm must answer at any time; it works while the loop waits for it.
-    Inference and this program, which stands for the policy's node, are on the last one.
+    The loop's thread gets real-time priority where that is permitted. With two processors or more it has the
+    first one to itself (its parameter ``cpu``), but for the emulator, which in place of a real arm must
+    answer at any time; it works while the loop waits for it. Inference and this program, which stands for
+    the policy's node, are on the last one.
     """
     processors = sorted(os.sched_getaffinity(0))
     several = len(processors) > 1
     load = (sys.executable, "-m", "smolvla_mem_ros.evaluation.inference_load", str(processors[-1]))
-    parameters = {"cpu": processors[0]} if several else {}
+    parameters = {"realtime_priority": PRIORITY} | ({"cpu": processors[0]} if several else {})
     with (
         running_node(seed, Process("inference", load), **parameters) as bench,
         _this_program_on(processors[-1]),
@@ -187,6 +189,7 @@ def loop(
         own = [float(report["period_jitter_p99"]) for report in client.reports]
         own = own[round(WINDOW) :] or own
         inferences = _inferences(bench.log) - done
+        is_permitted = "no real-time priority" not in bench.log.read_text()
     return {
         "seconds": seconds,
         **jitter(stamps),
@@ -197,6 +200,7 @@ def loop(
         "inferences": inferences,
         "placement": {
             "processors": len(processors),
+            "realtime_priority": PRIORITY if is_permitted else 0,
             "loop_and_emulator": processors[0] if several else None,
             "inference_and_benchmark": processors[-1],
         },

@@ -10,10 +10,11 @@ import numpy as np
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from smolvla_mem_ros.so100.arm import JOINTS
+from smolvla_mem_ros.so100.follower import MOST_POINTS
 
 POINTS = 25
 DT_NS = 33_333_333  # between two points; all are within the first second
-HUGE = 10_000  # points, or names, of a message that is meant to keep the node busy
+HUGE = MOST_POINTS  # points, or names, of a message that is meant to keep the node busy
 
 # No number, or one that no joint has.
 ABSURD = (float("nan"), float("inf"), float("-inf"), 1e308, -1e308, 1e7)

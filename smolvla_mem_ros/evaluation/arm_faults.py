@@ -17,6 +17,7 @@ from smolvla_mem_ros.runtime.contract import Contract
 from smolvla_mem_ros.so100.arm import JOINTS
 from smolvla_mem_ros.so100.health import servo
 from smolvla_mem_ros.so100.loop import DISCONNECTED, MOVING, LoopStatus
+from smolvla_mem_ros.so100.requests import SwitchTorque
 
 SPEED = 0.35  # share of the largest velocity that the path may use
 # A chunk comes often, so that a wait for the next one is a small part of the time to go on again.
@@ -276,8 +277,8 @@ def suffer(arm: Bench, fault: Fault) -> Outcome:
 def _cure(arm: Bench) -> None:
     """What a user does about a servo that protects itself from overload: torque off and on."""
     if any("overloaded" in problem for problem in arm.loop.status.problems):
-        for command in ("disable", "enable"):
-            arm.loop.request(command).result(RESUME)
+        for on in (False, True):
+            arm.loop.request(SwitchTorque(on)).result(RESUME)
 
 
 class Watch:

@@ -92,9 +92,15 @@ def seams(writes: Sequence[Write], path: IdealPath, config: ArmConfig) -> dict:
 
 
 def velocity_steps(times: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """(N - 2, 6) rad/s, from (N,) s and (N, 6) rad."""
-    velocity = np.diff(positions, axis=0) / np.diff(times)[:, None]
-    return np.abs(np.diff(velocity, axis=0))
+    """(N - 2, 6) rad/s, from (N,) s and (N, 6) rad.
+
+    A cycle that comes early or late sees a shorter or longer stretch of the same motion, so each step is
+    brought to what it is in a period: jitter is measured elsewhere.
+    """
+    period = np.diff(times)[:, None]
+    velocity = np.diff(positions, axis=0) / period
+    between = (period[1:] + period[:-1]) / 2
+    return np.abs(np.diff(velocity, axis=0)) / between / RATE
 
 
 def _p99(values: np.ndarray) -> np.ndarray:

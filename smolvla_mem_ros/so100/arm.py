@@ -60,7 +60,7 @@ class ArmConfig:
     max_velocity: np.ndarray = DEFAULT_MAX_VELOCITY
     max_acceleration: np.ndarray = DEFAULT_MAX_ACCELERATION
     allow_partial: bool = False
-    blend_time: float = 0.1
+    blend_time: float = 0.2
     speed_scaling: float = 1.0
 
     def __post_init__(self) -> None:

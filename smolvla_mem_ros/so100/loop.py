@@ -173,7 +173,12 @@ class ArmLoop:
 
         Returns:
             A future of what was done, in words. Its exception, an ArmError, says why it was not.
+
+        Raises:
+            TypeError: it is no request.
         """
+        if not isinstance(request, Request):
+            raise TypeError(f"the loop knows no request {request!r}")
         future: Future = Future()
         self._inbox.put((request, future))
         return future

@@ -111,7 +111,7 @@ def test_a_jump_at_a_seam_is_seen_and_one_inside_a_chunk_is_not_taken_for_it(pat
     jump = np.full(6, np.radians(1))
     at_seam, inside = written(path), written(path)
     at_seam[80:] = [off(w, jump) for w in at_seam[80:]]
-    inside[100:] = [off(w, jump) for w in inside[100:]]
+    inside[110:] = [off(w, jump) for w in inside[110:]]
     assert arm_seams.seams(at_seam, path, CONFIG)["ratio"] > 20
     assert arm_seams.seams(inside, path, CONFIG)["ratio"] < 2
 

@@ -417,6 +417,11 @@ def test_a_request_that_is_pending_at_the_end_is_answered_too(start):
     assert all(future.done() for future in futures)
 
 
+def test_what_is_no_request_is_refused_at_once(start):
+    with pytest.raises(TypeError, match="no request 'disable'"):
+        start().loop.request("disable")
+
+
 # Goals ------------------------------------------------------------------------------------------
 
 
