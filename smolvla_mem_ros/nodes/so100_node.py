@@ -41,6 +41,7 @@ from smolvla_mem_ros.so100.requests import (
     SpeedScaling,
     SwitchTorque,
 )
+from smolvla_mem_ros.units import NANOSECONDS
 
 # Where LeRobot keeps the calibration of a follower with the id "so100".
 DEFAULT_CALIBRATION = "~/.cache/huggingface/lerobot/calibration/robots/so_follower/so100.json"
@@ -177,9 +178,10 @@ class So100Node(Node):
         self._loop.submit(from_trajectory(message, self.get_clock()))
 
     def _publish_state(self, state: ArmState) -> None:
-        age = Duration(nanoseconds=round((time.monotonic() - state.time) * 1e9))
+        # The clocks are read side by side: what comes between would be taken for age.
+        now, age = self.get_clock().now(), time.monotonic() - state.time
         message = JointState(name=JOINTS, position=state.position.tolist(), velocity=state.velocity.tolist())
-        message.header.stamp = (self.get_clock().now() - age).to_msg()
+        message.header.stamp = (now - Duration(nanoseconds=round(age * NANOSECONDS))).to_msg()
         self._joint_states.publish(message)
 
     def _log(self, level: str, text: str) -> None:

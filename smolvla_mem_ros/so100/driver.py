@@ -59,7 +59,7 @@ class ArmState:
     """What the servos measure.
 
     Args:
-        time: s, ``time.monotonic()`` when the positions were read.
+        time: s, ``time.monotonic()`` halfway between the request for the positions and their arrival.
         position: (6,) rad.
         velocity: (6,) rad/s.
         servos: what else they report.
@@ -234,11 +234,12 @@ class So100Driver:
     def read(self) -> ArmState:
         """What the servos measure. Raises ArmError."""
         with self._bus_errors("read the servos"):
-            ticks, rates, load, voltage, temperature, status = self._read_cleanly(self._measured)
+            measured_at, raw = self._read_cleanly(self._measured)
+        ticks, rates, load, voltage, temperature, status = raw
         # As LeRobot does: the gripper's position does not leave its range.
         ticks[-1] = np.clip(ticks[-1], *self._gripper_ticks)
         return ArmState(
-            time.monotonic(),
+            measured_at,
             self._from_ticks(ticks),
             self._ticks.rate_to_radians(rates),
             Servos(load / 1000, voltage / 10, temperature, status),
@@ -295,8 +296,11 @@ class So100Driver:
     def _serial(self) -> serial.Serial:
         return self._robot.bus.port_handler.ser
 
-    def _measured(self) -> np.ndarray:
-        """(6, 6): MEASURED in the servos' units, in one exchange where SOFollower would need six."""
+    def _measured(self) -> tuple[float, np.ndarray]:
+        """ArmState.time, and (6, 6): MEASURED in the servos' units.
+
+        In one exchange, where SOFollower would need six.
+        """
         bus = self._robot.bus
         table = bus.model_ctrl_table[bus.motors[JOINTS[0]].model]
         (start, _), (last, size) = table[MEASURED[0]], table[MEASURED[-1]]
@@ -305,14 +309,16 @@ class So100Driver:
         reader.start_address, reader.data_length = start, last + size - start
         for number in bus.ids:
             reader.addParam(number)
+        asked = time.monotonic()
         if (result := reader.txRxPacket()) != COMM_SUCCESS:
             raise ConnectionError(bus.packet_handler.getTxRxResult(result))
+        measured_at = (asked + time.monotonic()) / 2
         raw = [[reader.getData(number, *table[register]) for number in bus.ids] for register in MEASURED]
         signs = MODEL_ENCODING_TABLE[bus.motors[JOINTS[0]].model]
         for row, register in zip(raw, MEASURED, strict=True):
             if register in signs:
                 row[:] = [decode_sign_magnitude(value, signs[register]) for value in row]
-        return np.array(raw)
+        return measured_at, np.array(raw)
 
     def _raw(self, register: str) -> np.ndarray:
         """(6,) a register as it stands in the servos."""
