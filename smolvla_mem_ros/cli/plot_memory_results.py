@@ -309,10 +309,15 @@ def provenance(found: Mapping[str, Mapping[Key, dict]]) -> str:
         ["time of a training with memory", minutes("smolvla_mem")],
         ["time of a training without", minutes("smolvla")],
         ["seed of the episodes played", values(lambda r: r["evaluation"]["seed"])],
-        ["machine", values(lambda r: f"{r['machine']['cpu']}, one thread of {r['machine']['cores']} cores")],
+        ["machine", values(_machine)],
         ["versions", values(lambda r: ", ".join(f"{k} {v}" for k, v in r["versions"].items()))],
     ]
     return markdown(["", ""], rows)
+
+
+def _machine(result: dict) -> str:
+    at = result["machine"]
+    return f"{at['cpu']}, {at['threads_per_run']} of {at['cores']} cores"
 
 
 # Pictures -------------------------------------------------------------------------------------------

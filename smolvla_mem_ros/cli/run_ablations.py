@@ -221,10 +221,11 @@ def evaluate(args: argparse.Namespace, recipe: Recipe) -> int:
             bar.update,
         )
     stages = run.training.stages
-    base, *after = (jobs.Note(training, args.work).seconds for training in stages)
+    notes = [jobs.Note(training, args.work) for training in stages]
+    base, *after = (note.seconds for note in notes)
     after = after or [base]  # the base itself is evaluated
     seconds = None if None in after else sum(after)
-    result = ablations.record(run, recipe, args.episodes, scores, seconds, base)
+    result = ablations.record(run, recipe, args.episodes, scores, seconds, base, notes[-1].processes)
     path = run.result(args.results)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")

@@ -231,12 +231,19 @@ def _cell(score: dict) -> tuple[str, str, int | None]:
 
 
 def record(
-    run: Run, recipe: Recipe, episodes: int, scores: Sequence[dict], seconds: float | None, base: float | None
+    run: Run,
+    recipe: Recipe,
+    episodes: int,
+    scores: Sequence[dict],
+    seconds: float | None,
+    base: float | None,
+    processes: int = 1,
 ) -> dict:
     """What is written of a run.
 
     Args:
         seconds: of its training since the base, None when not known; base: of the base's.
+        processes: that shared its batches.
     """
     training = run.training
     memory = {name: training.options.get(f"policy.{name}") for name in recipe.memory}
@@ -261,7 +268,7 @@ def record(
         "scores": list(scores),
         "commands": commands(run, recipe, episodes),
         "versions": versions(),
-        "machine": {**machine(), "threads_per_run": 1},
+        "machine": {**machine(), "threads_per_run": processes},
     }
 
 

@@ -134,7 +134,7 @@ def training(it: Training, work: Path, keep: bool = False, processes: int = 1) -
     Raises:
         ValueError: they cannot share it equally.
     """
-    note, output, arguments = Note(it, work), it.output(work), it.arguments(work, processes)
+    note, output, arguments = Note(it, work, processes), it.output(work), it.arguments(work, processes)
 
     def run(arguments: Sequence[str]) -> list[str]:
         if processes == 1:
@@ -145,7 +145,7 @@ def training(it: Training, work: Path, keep: bool = False, processes: int = 1) -
     def command() -> list[str]:
         note.begin()
         if last_step(output):
-            return run(it.resuming(work))
+            return run(it.resuming(work, processes))
         if output.exists():
             # Ended in its first checkpoint; LeRobot refuses a folder that is there.
             if strange := {path.name for path in output.iterdir()} - {"checkpoints", "wandb"}:
@@ -186,11 +186,12 @@ def delete_old_checkpoints(output: Path) -> None:
 
 
 class Note:
-    """A file beside a training's folder: the options it was begun with, and the seconds it has taken."""
+    """A file beside a training's folder: the options it was begun with, the seconds it has taken, and in how
+    many processes."""
 
-    def __init__(self, it: Training, work: Path) -> None:
+    def __init__(self, it: Training, work: Path, processes: int = 1) -> None:
         self.path = it.output(work).with_name(Path(it.name).name + ".json")
-        self._it, self._work = it, work
+        self._it, self._work, self._processes = it, work, processes
 
     def check(self) -> None:
         """Raises JobError when what was trained so far was begun with other options."""
@@ -227,13 +228,18 @@ class Note:
         """Of training so far, all sittings; None when not known."""
         return read_json(self.path).get("seconds")
 
+    @property
+    def processes(self) -> int:
+        """That shared the batches of the last sitting."""
+        return read_json(self.path).get("processes", 1)
+
     def add(self, seconds: float) -> None:
         if self.seconds is not None:
             self._write(round(self.seconds + seconds, 1))
 
     def _write(self, seconds: float | None) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        note = {"options": self._it.identity, "seconds": seconds}
+        note = {"options": self._it.identity, "seconds": seconds, "processes": self._processes}
         partial = self.path.with_suffix(".partial")
         partial.write_text(json.dumps(note, indent=2) + "\n")
         partial.rename(self.path)

@@ -120,9 +120,6 @@ class Training:
         Raises:
             ValueError: the batch cannot be shared equally.
         """
-        share, rest = divmod(self.budget.batch_size, processes)
-        if rest:
-            raise ValueError(f"a batch of {self.budget.batch_size} cannot be shared by {processes} processes")
         start, some = {}, {}
         if self.start is not None:
             start = {"policy.pretrained_path": self.start.checkpoint(work)}
@@ -138,7 +135,7 @@ class Training:
                 "dataset.repo_id": f"local/{self.demos.folder}",
                 "dataset.root": work / self.demos.folder,
                 **some,
-                "batch_size": share,
+                "batch_size": self._share(processes),
                 "steps": self.budget.steps,
                 "seed": self.seed,
                 "output_dir": self.output(work),
@@ -151,10 +148,22 @@ class Training:
         """The arguments that a result depends on."""
         return without(self.arguments(), self.loop)
 
-    def resuming(self, work: Path = WORK) -> list[str]:
-        """Arguments of lerobot-train, to go on from the last checkpoint."""
+    def resuming(self, work: Path = WORK, processes: int = 1) -> list[str]:
+        """Arguments of lerobot-train, to go on from the last checkpoint.
+
+        Raises:
+            ValueError: the batch cannot be shared equally.
+        """
         config = self.checkpoint(work) / "train_config.json"
-        return rendered({**self.plugins, "config_path": config, "resume": True})
+        # It may have been begun by another number of processes.
+        share = {"batch_size": self._share(processes)}
+        return rendered({**self.plugins, "config_path": config, "resume": True, **share})
+
+    def _share(self, processes: int) -> int:
+        share, rest = divmod(self.budget.batch_size, processes)
+        if rest:
+            raise ValueError(f"a batch of {self.budget.batch_size} cannot be shared by {processes} processes")
+        return share
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,19 @@ def test_after_unplugging_it_can_connect_again_and_the_arm_has_not_moved(driver,
     np.testing.assert_allclose(settle(driver, held, 0.3).position, before, atol=0.01)
 
 
+# Trap 3 -----------------------------------------------------------------------------------------
+
+
+def test_lerobots_own_step_limit_is_left_out_for_it_fails_on_a_whole_number(driver):
+    """The follower limits every step, and without it LeRobot needs no read more per write."""
+    driver.connect()
+    robot = driver._robot
+    assert robot.config.max_relative_target is None
+    robot.config.max_relative_target = 5
+    with pytest.raises(TypeError):
+        robot.send_action({f"{joint}.pos": 0.0 for joint in JOINTS})
+
+
 # Trap 4 -----------------------------------------------------------------------------------------
 
 

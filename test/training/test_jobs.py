@@ -48,7 +48,8 @@ def test_processes_share_a_batch_and_may_go_on_with_what_one_began(tmp_path):
     jobs.training(TRAINING, tmp_path).command()
     save(tmp_path, 40)
     job.check()
-    assert job.command()[-len(TRAINING.resuming(tmp_path)) :] == TRAINING.resuming(tmp_path)
+    assert "--batch_size=1" in job.command(), "else each would take a whole batch"
+    assert job.command()[-len(TRAINING.resuming(tmp_path)) :] == TRAINING.resuming(tmp_path, processes=2)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
@@ -91,7 +92,8 @@ def test_the_seconds_of_all_sittings_are_added_up(tmp_path):
     save(tmp_path, 40)
     job.command()
     job.spent(2.5)
-    assert jobs.Note(TRAINING, tmp_path).seconds == 12.5
+    note = jobs.Note(TRAINING, tmp_path)
+    assert note.seconds == 12.5 and note.processes == 1
 
 
 def test_a_training_that_is_begun_anew_counts_anew(tmp_path):

@@ -140,6 +140,7 @@ def test_going_on_names_the_plugins_again():
         "--policy.discover_packages_path=smolvla_mem_ros.policy",
         "--config_path=work/runs/memory-LateCue2-seed0/checkpoints/last/pretrained_model/train_config.json",
         "--resume=true",
+        "--batch_size=32",
     ]
 
 
