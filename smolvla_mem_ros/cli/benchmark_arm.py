@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arm's loop at work and in trouble: rate, seams between chunks, faults, stops, malformed messages.
 
-Everything is measured on the emulated arm through LeRobot's driver. What must hold is in TARGETS.
+Everything is measured on the emulated arm through LeRobot's driver. What must hold is in arm_report.TARGETS.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from smolvla_mem_ros.cli import arm_node_bench
 from smolvla_mem_ros.evaluation import arm_faults, arm_seams, arm_stops
 from smolvla_mem_ros.evaluation.arm_bench import EMULATOR, RATE
 from smolvla_mem_ros.evaluation.arm_path import Stream
+from smolvla_mem_ros.evaluation.arm_report import TARGETS, arm_tables
 from smolvla_mem_ros.evaluation.provenance import machine, versions
 from smolvla_mem_ros.evaluation.report import aligned
 from smolvla_mem_ros.policy.checkpoint import load_config
@@ -27,50 +26,7 @@ from smolvla_mem_ros.runtime.contract import load_contract
 from smolvla_mem_ros.share import CHECKPOINT, CONTRACT, share_path
 
 PACKAGES = ("numpy", "rclpy", "torch", "lerobot", "pyserial", "feetech-servo-sdk")
-# What seams may add to the largest step of the path itself, which chance puts on a seam or off it.
-SAME_AS_PATH = 1.02
 DISAGREEMENT = 1.0  # degrees, between chunks that do not agree
-
-
-@dataclass(frozen=True)
-class Target:
-    """What must hold.
-
-    Args:
-        text: of the quantity and its bound.
-        value: of a result, as shown.
-        holds: whether the result keeps it.
-    """
-
-    text: str
-    value: Callable[[Mapping[str, Any]], object]
-    holds: Callable[[Mapping[str, Any]], bool]
-
-
-def _at_most(text: str, bound: float, value: Callable[[Mapping[str, Any]], float]) -> Target:
-    return Target(f"{text}, at most {bound:g}", value, lambda result: value(result) <= bound)
-
-
-def _seam_ratio(result: Mapping[str, Any]) -> float:
-    return result["seam_velocity_step_ratio"]
-
-
-TARGETS = (
-    Target("period jitter p99, below 10 %", lambda r: r["period_jitter_p99_pct"],
-           lambda r: r["period_jitter_p99_pct"] < 10),
-    _at_most("missed cycles", 0, lambda r: r["missed_cycles"]),
-    _at_most("limit violations", 0, lambda r: r["limit_violations"]),
-    Target("velocity step at seams / inside chunks, at most 1 or as the path's own", _seam_ratio,
-           lambda r: _seam_ratio(r) <= max(1, SAME_AS_PATH * r["seams"]["agreeing"]["ratio_of_path"])),
-    _at_most("faults not named", 0, lambda r: r["faults"]["not_named"]),
-    _at_most("faults after which motion resumed late", 0, lambda r: r["faults"]["resumed_late"]),
-    _at_most("unhandled exceptions", 0, lambda r: r["faults"]["exceptions"] + r["stops"]["exceptions"]
-             + r["fuzz"]["tracebacks"]),
-    _at_most("stops later than a period", 0, lambda r: r["stops"]["late"]),
-    _at_most("malformed messages not rejected", 0, lambda r: r["fuzz"]["messages"] - r["fuzz"]["rejected"]),
-    _at_most("malformed messages accepted", 0, lambda r: r["fuzz"]["accepted"]),
-    _at_most("goals that malformed messages moved", 0, lambda r: r["fuzz"]["goals_off_the_path"]),
-)  # fmt: skip
 
 
 def measure(args: argparse.Namespace) -> int:
@@ -98,8 +54,8 @@ def measure(args: argparse.Namespace) -> int:
         "machine": machine(),
         "versions": versions(PACKAGES),
     }
-    table = "\n".join(show(result))
-    print(table, file=sys.stderr if args.json else sys.stdout)
+    tables = "\n\n".join("\n".join(aligned(rows)) for rows in arm_tables(result))
+    print(tables, file=sys.stderr if args.json else sys.stdout)
     if args.output:
         args.output.write_text(json.dumps(result, indent=2) + "\n")
         print(f"written: {args.output}", file=sys.stderr)
@@ -130,30 +86,3 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 BAR = "{l_bar}{bar}| {n:.0f}/{total:.0f} s"
-
-
-def show(result: Mapping[str, Any]) -> list[str]:
-    """The result in tables: what must hold, the faults by kind, how close the arm keeps to the path."""
-    rows = [["", "measured", ""]]
-    for target in TARGETS:
-        rows.append([target.text, f"{target.value(result):g}", "" if target.holds(result) else "MISSED"])
-    lines = [*aligned(rows), ""]
-
-    rows = [["fault", "number", "named", "connection lost", "slowest to move again"]]
-    for kind, each in result["faults"]["kinds"].items():
-        slowest = "never" if each["slowest_resume_s"] is None else f"{each['slowest_resume_s']:.2f} s"
-        counts = (str(each[key]) for key in ("count", "named", "connection_lost"))
-        rows.append([kind, *counts, slowest])
-    lines += [*aligned(rows), ""]
-
-    rows = [["chunks", "step at seams / inside", "of the path itself", "off the path, rms", "max"]]
-    for name, each in result["seams"].items():
-        error = each["tracking_error_deg"]
-        rms, most = (f"{max(error[kind].values()):.2f} degrees" for kind in ("rms", "max"))
-        rows.append([name, f"{each['ratio']:.2f}", f"{each['ratio_of_path']:.2f}", rms, most])
-    lines += [*aligned(rows), ""]
-
-    rows = [["emergency stop, ms from the request to", "p50", "p99", "max"]]
-    for text, key in (("the last motion", "last_motion_ms"), ("the hold is written", "held_ms")):
-        rows.append([text, *(f"{value:.1f}" for value in result["stops"][key].values())])
-    return [*lines, *aligned(rows)]

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from smolvla_mem_ros.evaluation.arm_report import arm_tables
 from smolvla_mem_ros.evaluation.report import COLOURS, cost_rows, markdown, peak_rows, speed_rows
 from smolvla_mem_ros.evaluation.statistics import wilson
 from smolvla_mem_ros.sim.tasks import DELAYS, FPS, TASKS
@@ -104,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--readme", type=Path, default=Path("README.md"), help="default %(default)s")
     parser.add_argument("--rosbags", type=Path, default=Path("docs/rosbags.md"), help="default %(default)s")
+    parser.add_argument("--so100", type=Path, default=Path("docs/so100.md"), help="default %(default)s")
     parser.add_argument("--images", type=Path, default=Path("docs/images"), help="default %(default)s")
     args = parser.parse_args(argv)
     try:
@@ -117,10 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         page = fill(page, "made", provenance(found))
         page = fill(page, "cost", table_cost(args.results.parent))
         rosbags = fill(args.rosbags.read_text(), "speed", table_bags(args.results.parent))
+        so100 = fill(args.so100.read_text(), "arm", table_arm(args.results.parent))
         readme = fill(args.readme.read_text(), "results", summary(Results("main", found["main"])))
         args.page.write_text(page)
         args.readme.write_text(readme)
         args.rosbags.write_text(rosbags)
+        args.so100.write_text(so100)
     except (ValueError, OSError) as error:
         print(f"plot_memory_results: {error}", file=sys.stderr)
         return 1
@@ -242,6 +246,20 @@ def table_bags(folder: Path) -> str:
     return (
         f"{at['cpu']}, {at['cores']} cores; median and quartiles of {result['turns']} turns "
         f"(`{result['command']}`):\n\n{speed}\n\nThe most that came to the memory of the process:\n\n{peak}"
+    )
+
+
+def table_arm(folder: Path) -> str:
+    """What ``benchmark arm_loop`` wrote into ``folder``."""
+    path = folder / "arm_loop.json"
+    if not path.is_file():
+        return "Not measured yet."
+    result = json.loads(path.read_text())
+    at, loop = result["machine"], result["loop"]
+    tables = "\n\n".join(markdown(header, rows) for header, *rows in arm_tables(result))
+    return (
+        f"{at['cpu']}, {at['cores']} cores, {loop['seconds']:g} s of the loop with {loop['inferences']} "
+        f"inferences beside it (`{result['command']}`):\n\n{tables}"
     )
 
 

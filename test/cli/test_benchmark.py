@@ -15,7 +15,7 @@ import pytest
 from smolvla_mem_ros.bags import synthetic, throughput
 from smolvla_mem_ros.cli import arm_node_bench, benchmark, benchmark_arm
 from smolvla_mem_ros.cli.malformed_trajectories import HOSTILE, KINDS, malformed, well_formed
-from smolvla_mem_ros.cli.plot_memory_results import fill, table_bags
+from smolvla_mem_ros.cli.plot_memory_results import fill, table_arm, table_bags
 from smolvla_mem_ros.evaluation.arm_path import IdealPath
 from smolvla_mem_ros.policy.checkpoint import load_config
 from smolvla_mem_ros.runtime.contract import load_contract
@@ -259,7 +259,10 @@ def test_the_node_is_measured_beside_the_policy_and_not_misled(monkeypatch):
     assert found["goals"] > 50
 
 
-def test_the_page_on_bags_shows_the_results_that_lie_beside_it():
+@pytest.mark.parametrize(
+    ("page", "part", "table"), [("rosbags", "speed", table_bags), ("so100", "arm", table_arm)]
+)
+def test_a_page_shows_the_results_that_lie_beside_it(page, part, table):
     root = Path(__file__).parents[2]
-    page = (root / "docs" / "rosbags.md").read_text()
-    assert fill(page, "speed", table_bags(root / "benchmarks" / "results")) == page
+    text = (root / "docs" / f"{page}.md").read_text()
+    assert fill(text, part, table(root / "benchmarks" / "results")) == text

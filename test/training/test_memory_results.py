@@ -14,7 +14,7 @@ from smolvla_mem_ros.training.ablations import STUDIES, plan
 from smolvla_mem_ros.training.recipe import RECIPE
 
 PAGE = Path(__file__).parents[2] / "docs" / "memory_results.md"
-README, ROSBAGS = PAGE.parents[1] / "README.md", PAGE.with_name("rosbags.md")
+OTHERS = (PAGE.parents[1] / "README.md", PAGE.with_name("rosbags.md"), PAGE.with_name("so100.md"))
 LATE = ("LateCue2",)
 
 
@@ -22,13 +22,13 @@ LATE = ("LateCue2",)
 def page(tmp_path):
     """A copy of the page in the repository, a folder for results, and a call to the program."""
     shutil.copy(PAGE, tmp_path / "page.md")
-    for other in (README, ROSBAGS):
+    for other in OTHERS:
         shutil.copy(other, tmp_path)
 
     def write():
         options = {
             "results": "results", "page": "page.md", "images": "images", "readme": "README.md",
-            "rosbags": "rosbags.md",
+            "rosbags": "rosbags.md", "so100": "so100.md",
         }  # fmt: skip
         arguments = [f"--{name}={tmp_path / value}" for name, value in options.items()]
         code = plot_memory_results.main(arguments)
