@@ -45,7 +45,8 @@ def violations(writes: Sequence[Write], config: ArmConfig) -> Violations:
     """Counts them.
 
     A write that tells the arm to be exactly where it was just measured is a hold (an emergency stop, torque
-    that comes back, a time-out). Steps are counted from it anew, as from the first write of a connection.
+    that comes back, a time-out). Steps are counted from it anew, as from the first write after torque was
+    switched on.
     """
     if not writes:
         return Violations(0, 0, 0, 0, 0)

@@ -7,6 +7,7 @@ passes between them is a queue of immutable values. See docs/so100.md for the in
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from dataclasses import fields
@@ -246,6 +247,8 @@ _LIMITS = {
 
 def main(args: list[str] | None = None) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL)
+    # Else a collection now and then walks all that LeRobot brought, and the loop stands still for 100 ms.
+    gc.freeze()
     return run_node(So100Node, args)
 
 
