@@ -32,7 +32,8 @@ def test_a_policy_that_is_lost_leaves_the_arm_holding_still(
     probe.spin_until(moves)
 
     policy.process.send_signal(number)
-    probe.spin_until(lambda: probe.reports["so100"]["state"] == "holding")
+    probe.reports.clear()
+    probe.spin_until(lambda: probe.reports.get("so100", {}).get("state") == "holding")
     probe.fresh_state()
     probe.states.clear()
     probe.spin(1.0)
