@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from array import array
 from collections import Counter
@@ -183,22 +184,23 @@ class SqliteFile:
     # Reading ------------------------------------------------------------------------------------
 
     def _in_order(self, wanted: dict[int, str], start: int, stop: int) -> Iterator[tuple[int, str, bytes]]:
-        before, came = start, 0
+        before, came = (start, -math.inf), 0
         marks = ",".join("?" * len(wanted))
-        for topic, stamp, in_row, raw in self._select(
+        for number, topic, stamp, in_row, raw in self._select(
             "messages",
             # Where there is no index of times, SQLite sorts: numbers of rows, not the data, of which it would
             # keep half the file in memory.
-            "SELECT topic, stamp, timestamp, data FROM "
+            "SELECT number, topic, stamp, timestamp, data FROM "
             "(SELECT rowid AS number, topic_id AS topic, timestamp AS stamp "
             f"FROM messages WHERE topic_id IN ({marks}) AND timestamp >= ? AND timestamp < ? "
             f"AND {IS_MESSAGE} ORDER BY timestamp, rowid LIMIT -1) "
             "CROSS JOIN messages ON messages.rowid = number",
             (*wanted, start, stop),
         ):
-            if stamp < before or stamp != in_row:
+            # An entry that comes twice hides another.
+            if (stamp, number) <= before or stamp != in_row:
                 self.damage.note("its index of times is wrong")
-            before, came = stamp, came + 1
+            before, came = (stamp, number), came + 1
             yield stamp, wanted[topic], raw
         whole = self.span and start <= self.span[0] and self.span[1] < stop
         if whole and came < sum(topic.count for topic in self.topics if topic.name in wanted.values()):

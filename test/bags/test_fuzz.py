@@ -34,6 +34,13 @@ def test_a_damaged_bag_is_read_or_refused_in_one_line(worker, seed, first):
     assert outcomes["read"] and outcomes["salvaged"], outcomes
 
 
+# An entry of the index that came twice and hid another.
+@pytest.mark.parametrize(("seed", "number"), [("file_zstd_sqlite", 669)])
+def test_what_only_many_more_files_found_stays_mended(worker, seed, number):
+    _, failures = worker.run(seed, range(number, number + 1))
+    assert not failures, failures
+
+
 @pytest.mark.parametrize("seed", NAMED)
 def test_what_is_made_to_fill_the_memory_does_not(worker, seed):
     count, _ = NAMED[seed]
