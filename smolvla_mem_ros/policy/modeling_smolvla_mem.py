@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -245,8 +246,11 @@ class MemoryFlowMatching(VLAFlowMatching):
         Returns:
             Flow-matching losses (B, chunk, max_action_dim), and the memory after the segment.
         """
-        noise = self.sample_noise(actions.shape, actions.device) if noise is None else noise
-        time = self.sample_time(actions.shape[0], actions.device) if time is None else time
+        size, *chunk = actions.shape
+        if noise is None:
+            noise = own_share(lambda rows: self.sample_noise((rows, *chunk), actions.device), size)
+        if time is None:
+            time = own_share(lambda rows: self.sample_time(rows, actions.device), size)
         t = time[:, None, None]
         x_t, u_t = t * noise + (1 - t) * actions, noise - actions
 
@@ -524,10 +528,7 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
                 count = count + use.sum(1) * losses.shape[2]
             memory = after.where(samples.valid[:, slot], before)
             if self.training and config.mem_noise:
-                noisy = memory.tokens + config.mem_noise * config.mem_token_scale * torch.randn_like(
-                    memory.tokens
-                )
-                memory = replace(memory, tokens=noisy)
+                memory = self._with_noise(memory)
         rms = memory.tokens.detach().pow(2).mean().sqrt().item()
         log = {"memory_rms": rms, "memory_segments": segments}
         if reduction == "none":
@@ -535,6 +536,12 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
             return loss, {**log, "loss": loss.mean().item()}
         loss = total.sum() / count.sum().clamp_min(1)
         return loss, {**log, "loss": loss.item()}
+
+    def _with_noise(self, memory: Memory) -> Memory:
+        size, *token = memory.tokens.shape
+        noise = own_share(lambda rows: torch.randn(rows, *token, device=memory.tokens.device), size)
+        scale = self.config.mem_noise * self.config.mem_token_scale
+        return replace(memory, tokens=memory.tokens + scale * noise)
 
     @dataclass(frozen=True)
     class _Samples:
@@ -595,6 +602,18 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
             **{key: batch[key][:, slots] for key in observed},
             **{key: batch[key][:, older * config.stride :] for key in acted},
         }
+
+
+def own_share(draw: Callable[[int], Tensor], size: int) -> Tensor:
+    """``size`` rows that ``draw`` makes; where processes share a batch, other rows in each.
+
+    lerobot-train seeds all of them alike, so that each would draw the same. Each draws for all and takes its
+    part: together they have what a single process would draw.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return draw(size)
+    rank, processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return draw(size * processes)[rank * size : (rank + 1) * size]
 
 
 def resolve_vlm(name: str, checkpoint: str | os.PathLike) -> str:

@@ -4,6 +4,8 @@
 import pytest
 import torch
 
+from smolvla_mem_ros.policy.modeling_smolvla_mem import own_share
+
 TIMES_AND_NOISE = dict(batch=2, segments=3)
 
 
@@ -60,3 +62,33 @@ def test_the_noise_has_the_size_that_was_asked_for(make_policy, make_sample, mon
 def test_a_senseless_noise_is_refused(make_config, value):
     with pytest.raises(ValueError, match="mem_noise"):
         make_config(mem_noise=value)
+
+
+@pytest.fixture
+def as_process(monkeypatch):
+    """Of two that share a batch."""
+
+    def pretend(rank):
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+
+    return pretend
+
+
+def test_processes_that_share_a_batch_draw_together_what_one_would(as_process):
+    def draw(size):
+        torch.manual_seed(0)  # lerobot-train seeds all processes alike
+        return own_share(lambda rows: torch.randn(rows, 3), size)
+
+    alone = draw(4)
+    shares = [as_process(rank) or draw(2) for rank in (0, 1)]
+    assert torch.equal(torch.cat(shares), alone)
+
+
+def test_no_process_draws_the_noise_of_another_in_a_training_step(trained, as_process):
+    policy, sample, _, _ = trained(mem_noise=0.5)
+    policy.train()
+    first, second, again = (as_process(rank) or loss(policy, sample, None, None) for rank in (0, 1, 0))
+    assert torch.equal(first, again)
+    assert not torch.isclose(first, second).any()
