@@ -240,9 +240,9 @@ RECIPE = Recipe(
     longer={
         "LateCue2": Budget(steps=600, batch_size=32, memory={"mem_segments": 8}, first="CueRecall2"),
         "CueRecallShuffled3": Budget(steps=600, batch_size=32, first="CueRecall3"),
-        "Sequence2of3": Budget(steps=1000, batch_size=32, memory={"mem_segments": 10}, first="LateCue2"),
+        "Sequence2of3": Budget(steps=1500, batch_size=32, memory={"mem_segments": 10}, first="LateCue2"),
     },
-    all_tasks=Budget(steps=1500, batch_size=32, memory={"mem_segments": 10}, first="LateCue2"),
+    all_tasks=Budget(steps=1500, batch_size=32, memory={"mem_segments": 10}, first="Sequence2of3"),
     tiny={
         "policy.load_vlm_weights": False,
         "policy.push_to_hub": False,
