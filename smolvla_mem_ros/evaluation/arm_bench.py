@@ -45,7 +45,7 @@ class Write:
         done: s, when it was written.
         position: (6,) rad, as the loop gave it.
         measured: (6,) rad, as the driver read it last.
-        connection: counts how often torque was switched on, as after each connection; the arm begins anew.
+        engagement: counts how often torque was switched on; the arm begins anew each time.
         accepted: how many trajectories had been taken by then.
     """
 
@@ -53,7 +53,7 @@ class Write:
     done: float
     position: np.ndarray
     measured: np.ndarray
-    connection: int
+    engagement: int
     accepted: int
 
 
@@ -66,13 +66,13 @@ class RecordingDriver(So100Driver):
     def __init__(self, port: str, calibration: Path, clock: SampleClock) -> None:
         super().__init__(port, calibration)
         self._clock = clock
-        self._connection = 0
+        self._engagement = 0
         self.loop: ArmLoop | None = None
         self.writes: list[Write] = []
         self.states: list[ArmState] = []
 
     def engage(self) -> np.ndarray:
-        self._connection += 1
+        self._engagement += 1
         return super().engage()
 
     def read(self) -> ArmState:
@@ -86,7 +86,7 @@ class RecordingDriver(So100Driver):
         finally:  # one that failed may have gone out all the same
             done = time.monotonic()
             measured, accepted = self.states[-1].position, self.loop.status.accepted
-            self.writes.append(Write(at, done, position.copy(), measured, self._connection, accepted))
+            self.writes.append(Write(at, done, position.copy(), measured, self._engagement, accepted))
 
 
 @dataclass(frozen=True)

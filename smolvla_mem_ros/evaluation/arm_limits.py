@@ -26,8 +26,8 @@ class Violations:
         velocity: a step longer than the largest velocity covers in its time.
         acceleration: the mean velocity of a step differs from that of the one before by more than the
             largest acceleration allows in its time.
-        jump: the first write of a connection is off the measured position by more than an arm that is held
-            may be off its goal.
+        jump: the first write after torque was switched on is off the measured position by more than an arm
+            that is held may be off its goal.
     """
 
     not_finite: int
@@ -53,19 +53,19 @@ def violations(writes: Sequence[Write], config: ArmConfig) -> Violations:
     time = np.array([w.time for w in writes])
     position = np.array([w.position for w in writes])
     measured = np.array([w.measured for w in writes])
-    connection = np.array([w.connection for w in writes])
+    engagement = np.array([w.engagement for w in writes])
     finite = np.isfinite(position).all(axis=1)
     position = np.where(finite[:, None], position, measured)
 
     beyond = ((position < config.lower - ROUNDING) | (position > config.upper + ROUNDING)).any(axis=1)
-    begins = np.concatenate([[True], np.diff(connection) > 0])
+    begins = np.concatenate([[True], np.diff(engagement) > 0])
     off = np.abs(position - measured).max(axis=1)
     anew = begins | (off == 0)
     # Longer than LONGEST_STEP the follower pauses, and then goes on as after that.
     seconds = np.clip(np.diff(time), ROUNDING, LONGEST_STEP)[:, None]
     rate = np.diff(position, axis=0) / seconds
     fast = (np.abs(rate) > config.max_velocity + ROUNDING).any(axis=1) & ~anew[1:]
-    # The first step after a hold starts from rest; the first write of a connection may itself be a step.
+    # The first step after a hold starts from rest; the first write with torque may itself be a step.
     before = np.where(anew[1:-1, None], 0.0, rate[:-1])
     most = config.max_acceleration * seconds[1:]
     sudden = (np.abs(rate[1:] - before) > most + ROUNDING).any(axis=1) & ~anew[2:] & ~begins[1:-1]

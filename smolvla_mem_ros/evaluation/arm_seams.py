@@ -71,8 +71,8 @@ def seams(writes: Sequence[Write], path: IdealPath, config: ArmConfig) -> dict:
     since = times - np.where(latest >= 0, times[taken[latest]], -np.inf)
     at_seam = since <= config.blend_time + 2 / RATE
     # After a lost connection the arm is held where it is, which is no seam.
-    connection = np.array([w.connection for w in writes])
-    counts = connection[2:] == connection[:-2]
+    engagement = np.array([w.engagement for w in writes])
+    counts = engagement[2:] == engagement[:-2]
     steps, ideal = velocity_steps(times, positions)[counts], velocity_steps(times, path.at(times)[0])[counts]
     at_seam = at_seam[2:][counts]
 
@@ -81,7 +81,7 @@ def seams(writes: Sequence[Write], path: IdealPath, config: ArmConfig) -> dict:
 
     return {
         "seams": len(taken),
-        "connections_lost": int(connection[-1] - connection[0]),
+        "connections_lost": int(engagement[-1] - engagement[0]),
         "ratio": ratio(steps, steps),
         "ratio_of_path": ratio(ideal, ideal),
         "ratio_added": ratio(np.abs(steps - ideal), steps),

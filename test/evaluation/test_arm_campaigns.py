@@ -34,7 +34,7 @@ def written(path, seconds=4.0, every=40):
     """A loop that does all as it should: goals on the path, a chunk taken every so many of them."""
     times = np.arange(0.0, seconds, PERIOD)
     return [
-        Write(t, t + 0.001, p, p + 0.01, connection=1, accepted=i // every)
+        Write(t, t + 0.001, p, p + 0.01, engagement=1, accepted=i // every)
         for i, (t, p) in enumerate(zip(times, path.at(times)[0], strict=True))
     ]
 
@@ -78,7 +78,7 @@ def off(write, by):
         ("acceleration", lambda w: off(w, [0, 0.01, 0, 0, 0, 0])),
         ("position", lambda w: replace(w, position=np.array([0, 0, 0, 0, 0, 1.8]))),
         ("not_finite", lambda w: off(w, [np.nan, 0, 0, 0, 0, 0])),
-        ("jump", lambda w: replace(w, connection=2, measured=w.position + 0.2)),
+        ("jump", lambda w: replace(w, engagement=2, measured=w.position + 0.2)),
     ],
 )
 def test_each_broken_limit_is_counted(path, kind, spoil):
