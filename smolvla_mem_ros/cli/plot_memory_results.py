@@ -112,19 +112,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = ablations.read_results(RECIPE, args.results)
         if not any(found.values()):
             raise ValueError(f"there are no results in {args.results}; run_ablations makes them")
-        page = args.page.read_text()
         args.images.mkdir(parents=True, exist_ok=True)
-        for study, results in found.items():
-            page = fill(page, study, section(Results(study, results), args.images, args.page.parent))
-        page = fill(page, "made", provenance(found))
-        page = fill(page, "cost", table_cost(args.results.parent))
-        rosbags = fill(args.rosbags.read_text(), "speed", table_bags(args.results.parent))
-        so100 = fill(args.so100.read_text(), "arm", table_arm(args.results.parent))
-        readme = fill(args.readme.read_text(), "results", summary(Results("main", found["main"])))
-        args.page.write_text(page)
-        args.readme.write_text(readme)
-        args.rosbags.write_text(rosbags)
-        args.so100.write_text(so100)
+        benchmarks = args.results.parent
+        studies = {
+            study: section(Results(study, results), args.images, args.page.parent)
+            for study, results in found.items()
+        }
+        places = {
+            args.page: {**studies, "made": provenance(found), "cost": table_cost(benchmarks)},
+            args.rosbags: {"speed": table_bags(benchmarks)},
+            args.so100: {"arm": table_arm(benchmarks)},
+            args.readme: {"results": summary(Results("main", found["main"]))},
+        }
+        pages = {page: fill(page.read_text(), parts) for page, parts in places.items()}
+        for page, text in pages.items():
+            page.write_text(text)
     except (ValueError, OSError) as error:
         print(f"plot_memory_results: {error}", file=sys.stderr)
         return 1
@@ -134,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{study}: {len(missing)} of {len(runs)} runs are missing: {_some(missing)}")
         if stale := Results(study, results).stale:
             print(f"{study}: {len(stale)} were made with another recipe: {_some(stale)}")
-    print(f"written: {args.page}, {args.readme}, {args.rosbags}, {args.images}")
+    print(f"written: {', '.join(map(str, [*pages, args.images]))}")
     return 0
 
 
@@ -142,13 +144,15 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def fill(page: str, name: str, text: str) -> str:
-    """``page`` with ``text`` between the markers of ``name``. Raises ValueError when it has none."""
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    found = re.search(f"{re.escape(begin)}.*?{re.escape(end)}", page, re.DOTALL)
-    if not found:
-        raise ValueError(f"the page has no place for {name}; put the lines {begin} and {end} into it")
-    return page[: found.start()] + f"{begin}\n{text}\n{end}" + page[found.end() :]
+def fill(page: str, parts: Mapping[str, str]) -> str:
+    """``page`` with each of ``parts`` between the markers of its name. Raises ValueError when it has none."""
+    for name, text in parts.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        found = re.search(f"{re.escape(begin)}.*?{re.escape(end)}", page, re.DOTALL)
+        if not found:
+            raise ValueError(f"the page has no place for {name}; put the lines {begin} and {end} into it")
+        page = page[: found.start()] + f"{begin}\n{text}\n{end}" + page[found.end() :]
+    return page
 
 
 def section(results: Results, images: Path, page: Path) -> str:

@@ -265,4 +265,4 @@ def test_the_node_is_measured_beside_the_policy_and_not_misled(monkeypatch):
 def test_a_page_shows_the_results_that_lie_beside_it(page, part, table):
     root = Path(__file__).parents[2]
     text = (root / "docs" / f"{page}.md").read_text()
-    assert fill(text, part, table(root / "benchmarks" / "results")) == text
+    assert fill(text, {part: table(root / "benchmarks" / "results")}) == text
