@@ -8,6 +8,8 @@ import re
 import shutil
 from pathlib import Path
 
+from smolvla_mem_ros.sim.tasks import TASKS
+
 # What the package may ship.
 MAX_BYTES = 8 * 2**20
 CARD = "README.md"
@@ -101,13 +103,16 @@ def card(parameters: int, trained: dict, result: dict | None) -> str:
     scores, commands = "Not measured.", "Not recorded."
     if result:
         training = result["training"]
-        if training["seconds"] is not None:
-            facts["training time"] = f"{training['seconds'] / 60:.0f} minutes"
+        seconds, base = training["seconds"], training["base_seconds"]
+        if seconds is not None and base is not None:
+            facts["training time"] = f"{seconds / 60:.0f} minutes, after {base / 60:.0f} of the base"
         machine = result["machine"]
         facts["machine"] = f"{machine['cpu']}, {machine['threads_per_run']} of {machine['cores']} cores"
         facts["versions"] = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
         scores = _scores(result)
-        commands = "\n".join(["```", *map(_short, result["commands"].values()), "```"])
+        # Processes that share a batch are told their shares.
+        facts["steps"] = f"{training['steps']}, batch size {training['batch_size']}"
+        commands = _commands(result)
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return f"""---
 library_name: lerobot
@@ -164,6 +169,17 @@ def _scores(result: dict) -> str:
             *rows,
         ]
     )
+
+
+def _commands(result: dict) -> str:
+    steps = ["```", *map(_short, result["commands"].values()), "```"]
+    if result["policy"] == "smolvla_mem" and set(result["tasks"]) == set(TASKS):
+        jobs = result["machine"]["threads_per_run"]
+        whole = (
+            f"`train_memory_tasks --seed {result['seed']} --jobs {jobs}` does all of this but the last line:"
+        )
+        steps = [whole, "", *steps]
+    return "\n".join(steps)
 
 
 def _short(command: str) -> str:
