@@ -14,8 +14,8 @@ from smolvla_mem_ros.training.packing import MAX_BYTES, PackError, pack
 
 EXAMPLE = """\
 example:
-  pack_checkpoint outputs/runs/memory-all-seed1/checkpoints/last/pretrained_model outputs/memory_tasks \\
-      --results benchmarks/results/memory/main/memory-all-seed1.json
+  pack_checkpoint outputs/runs/memory-all-seed0/checkpoints/last/pretrained_model outputs/memory_tasks \\
+      --results benchmarks/results/memory/main/memory-all-seed0.json
 """
 
 
