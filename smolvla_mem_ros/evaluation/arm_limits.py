@@ -44,9 +44,9 @@ class Violations:
 def violations(writes: Sequence[Write], config: ArmConfig) -> Violations:
     """Counts them.
 
-    A write that tells the arm to be exactly where it was just measured is a hold (an emergency stop, torque
-    that comes back, a time-out). Steps are counted from it anew, as from the first write after torque was
-    switched on.
+    A write that tells a joint to be exactly where it was just measured is a hold (an emergency stop, torque
+    that comes back, a time-out, a servo that has let go). The joint's steps are counted from it anew, as from
+    the first write after torque was switched on.
     """
     if not writes:
         return Violations(0, 0, 0, 0, 0)
@@ -59,20 +59,20 @@ def violations(writes: Sequence[Write], config: ArmConfig) -> Violations:
 
     beyond = ((position < config.lower - ROUNDING) | (position > config.upper + ROUNDING)).any(axis=1)
     begins = np.concatenate([[True], np.diff(engagement) > 0])
-    off = np.abs(position - measured).max(axis=1)
-    anew = begins | (off == 0)
+    off = np.abs(position - measured)
+    anew = begins[:, None] | (off == 0)
     # Longer than LONGEST_STEP the follower pauses, and then goes on as after that.
     seconds = np.clip(np.diff(time), ROUNDING, LONGEST_STEP)[:, None]
     rate = np.diff(position, axis=0) / seconds
-    fast = (np.abs(rate) > config.max_velocity + ROUNDING).any(axis=1) & ~anew[1:]
+    fast = (np.abs(rate) > config.max_velocity + ROUNDING) & ~anew[1:]
     # The first step after a hold starts from rest; the first write with torque may itself be a step.
-    before = np.where(anew[1:-1, None], 0.0, rate[:-1])
+    before = np.where(anew[1:-1], 0.0, rate[:-1])
     most = config.max_acceleration * seconds[1:]
-    sudden = (np.abs(rate[1:] - before) > most + ROUNDING).any(axis=1) & ~anew[2:] & ~begins[1:-1]
+    sudden = (np.abs(rate[1:] - before) > most + ROUNDING) & ~anew[2:] & ~begins[1:-1, None]
     return Violations(
         int((~finite).sum()),
         int(beyond.sum()),
-        int(fast.sum()),
-        int(sudden.sum()),
-        int((off[begins] > HOLDING_TOLERANCE).sum()),
+        int(fast.any(axis=1).sum()),
+        int(sudden.any(axis=1).sum()),
+        int((off[begins].max(axis=1) > HOLDING_TOLERANCE).sum()),
     )

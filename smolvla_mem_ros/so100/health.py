@@ -17,6 +17,8 @@ STATUS = {
     3: "draws too much current; free the joint",
     5: "is overloaded; take weight off the joint, or free it",
 }
+# Those for which it lets go altogether, until they are over: its factory settings.
+LETS_GO = 1 << 2 | 1 << 3
 WARM = 60.0  # degrees Celsius; at 70, as they leave the factory, they let go
 # rad and s: a joint that is further than that from where it is told to be, for longer, does not follow. At
 # the largest velocity a servo is 0.12 rad behind.
@@ -61,6 +63,16 @@ class Servos:
             if warm[number] and not bits >> 2 & 1:
                 found.append(f"{servo(number)} is warm, {WARM:.0f} degrees or more; let the arm rest soon")
         return found
+
+    @property
+    def limp(self) -> np.ndarray:
+        """(6,) bool, the joints that their servo has let go of to protect itself."""
+        return self.status & LETS_GO != 0
+
+    @property
+    def limp_because(self) -> list[str]:
+        """In words, by name."""
+        return [text for n in np.flatnonzero(self.limp) for text in faults(n, int(self.status[n]) & LETS_GO)]
 
     def values(self) -> dict[str, float]:
         """One entry for each joint and quantity, for diagnostics."""

@@ -278,6 +278,7 @@ class ArmLoop:
 
     def _cycle(self, arm: _Arm) -> None:
         state = arm.driver.read()
+        self._hold_what_is_limp(arm, state)
         self._watch_goal(arm, state)
         self._take_messages(arm, state)
         now = self.clock()
@@ -317,6 +318,15 @@ class ArmLoop:
     def _hold(self, arm: _Arm, position: np.ndarray) -> None:
         arm.follower.hold(position, self.clock())
         arm.timed_out = True
+
+    def _hold_what_is_limp(self, arm: _Arm, state: ArmState) -> None:
+        """A joint that its servo has let go of is told to be where it is measured, so that it does not jump
+        when the servo comes back. The others stay where they were when it let go."""
+        if not _limp(state.servos):
+            return
+        told = arm.follower.last.position if _limp(self.status.servos) else state.position
+        self._hold(arm, np.where(state.servos.limp, state.position, told))
+        self._end_goal(Ending("; ".join(state.servos.limp_because)))
 
     def _stop_motion(self, arm: _Arm | None, state: ArmState | None, ending: Ending) -> None:
         if arm is not None:
@@ -363,6 +373,8 @@ class ArmLoop:
             raise TrajectoryRejected("emergency stop; call ~/clear_emergency_stop first")
         if not self._torque:
             raise TrajectoryRejected("torque is off; call ~/enable first")
+        if _limp(self.status.servos):
+            raise TrajectoryRejected("; ".join(self.status.servos.limp_because))
 
     def _take_trajectory(self, arm: _Arm, what: Trajectory | Goal) -> None:
         goal = what if isinstance(what, Goal) else None
@@ -451,6 +463,10 @@ class ArmLoop:
 
     def _update(self, **changes: object) -> None:
         self.status = replace(self.status, **changes)
+
+
+def _limp(servos: Servos | None) -> bool:
+    return servos is not None and bool(servos.limp.any())
 
 
 def _check_inside(position: np.ndarray, config: ArmConfig) -> None:

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The campaigns against the arm's loop run in small, and each of their figures can be bad."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from smolvla_mem_ros.evaluation import arm_faults, arm_seams, arm_stops
-from smolvla_mem_ros.evaluation.arm_bench import RecordingDriver, Write
+from smolvla_mem_ros.evaluation.arm_bench import RecordingDriver, Write, running_arm
 from smolvla_mem_ros.evaluation.arm_limits import violations
 from smolvla_mem_ros.evaluation.arm_path import IdealPath, Stream
 from smolvla_mem_ros.policy.checkpoint import load_config
 from smolvla_mem_ros.runtime.contract import load_contract
 from smolvla_mem_ros.share import CHECKPOINT, CONTRACT, share_path
-from smolvla_mem_ros.so100.arm import ArmConfig
+from smolvla_mem_ros.so100.arm import JOINTS, ArmConfig
 from smolvla_mem_ros.so100.driver import ArmState
+from smolvla_mem_ros.so100.follower import Trajectory, TrajectoryPoint
 
 CONFIG = ArmConfig()
 PERIOD = 0.01
@@ -88,13 +90,18 @@ def test_each_broken_limit_is_counted(path, kind, spoil):
     assert getattr(violations(writes, CONFIG), kind) >= 1
 
 
-def test_an_arm_that_is_held_where_it_is_measured_begins_anew(path):
-    writes = written(path)
+@pytest.mark.parametrize("joints", [range(6), [2]], ids=["the arm", "a joint"])
+def test_what_is_held_where_it_is_measured_begins_anew(path, joints):
+    writes, held = written(path), np.isin(range(6), joints)
     there = writes[200].position - 0.05
-    writes[200] = replace(writes[200], position=there, measured=there)
-    writes[201:] = [replace(w, position=there, measured=there) for w in writes[201:]]
+
+    def holding(write):
+        position = np.where(held, there, write.position)
+        return replace(write, position=position, measured=np.where(held, there, write.measured))
+
+    writes[200:] = [holding(write) for write in writes[200:]]
     assert violations(writes, CONFIG).total == 0
-    writes[201] = off(writes[201], 0.05)
+    writes[201] = off(writes[201], 0.05 * held)
     assert violations(writes, CONFIG).velocity == 1
 
 
@@ -176,6 +183,29 @@ def test_a_few_faults_are_named_and_survived(contract):
     assert found["not_named"] == found["exceptions"] == 0, found
     assert sum(found["limit_violations"].values()) == 0
     assert all(each["slowest_resume_s"] is not None for each in found["kinds"].values())
+
+
+def wait_until(condition, timeout=10.0):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.01)
+
+
+def test_a_servo_that_has_cooled_comes_back_without_a_jump():
+    with running_arm(0) as bench:
+        up = bench.driver.states[-1].position + [0, 0.8, -0.8, 0, 0, 0]
+        bench.loop.submit(Trajectory(JOINTS, [TrajectoryPoint(2.0, up)]))
+        wait_until(lambda: bench.driver.states[-1].position[1] > up[1] - 0.5)
+        bench.emulator.command("overheat shoulder_lift 80")
+        time.sleep(1.0)  # the joint sinks
+        sunk = len(bench.driver.states)
+        bench.emulator.command("cool shoulder_lift")
+        wait_until(lambda: any("over: servo 2 (shoulder_lift) is over" in text for _, text in bench.events))
+        time.sleep(0.5)
+        after = np.array([state.position[1] for state in bench.driver.states[sunk:]])
+        assert up[1] - after[0] > 0.3
+        assert np.abs(np.diff(after)).max() / PERIOD < 1.5
 
 
 class Careless(RecordingDriver):

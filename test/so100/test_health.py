@@ -41,6 +41,13 @@ def test_a_warm_servo_is_told_before_it_lets_go():
     assert "overheated" in problem
 
 
+@pytest.mark.parametrize("bits, goes", [(1, False), (2, False), (4, True), (8, True), (32, False)])
+def test_a_servo_lets_go_for_heat_and_current(bits, goes):
+    both = servos(status=only(2, bits | 1))
+    assert both.limp.tolist() == [False, False, goes, False, False, False]
+    assert len(both.limp_because) == goes
+
+
 def test_values_are_listed_by_joint():
     values = servos(voltage=only(5, 7)).values()
     assert values["gripper voltage (V)"] == 7 and len(values) == 18

@@ -296,6 +296,37 @@ def test_a_joint_that_does_not_follow_is_named(start):
     wait_until(lambda: rig.told("over: servo 3"))
 
 
+def test_a_joint_that_its_servo_let_go_of_comes_back_where_it_was_measured(start):
+    rig = start()
+    told = rig.driver.write
+
+    def sinking(position):
+        told(position)
+        if rig.driver.servos is not None and rig.driver.servos.limp[2]:
+            rig.driver.position[2] = max(sunk[2], rig.driver.position[2] - 0.05)
+
+    sunk, hot = np.full(6, -0.3), np.zeros(6, int)
+    hot[2] = 4
+    rig.driver.write = sinking
+    goal = aim(1.0, 2.0)
+    rig.loop.submit(goal)
+    wait_until(lambda: rig.driver.position[0] > 0.3)
+    rig.driver.servos = Servos(np.zeros(6), np.full(6, 7.4), np.full(6, 75.0), hot)
+    wait_until(lambda: rig.driver.position[2] == sunk[2])
+    assert "servo 3 (elbow_flex) is overheated" in goal.ended.result(1).text
+    held = rig.driver.written[-1][1]
+    assert held[0] > 0.3
+    rig.loop.submit(go(1.0))
+    wait_until(lambda: rig.told("trajectory rejected: servo 3 (elbow_flex) is overheated"))
+
+    rig.driver.servos = Servos(np.zeros(6), np.full(6, 7.4), np.full(6, 69.0), np.zeros(6, int))
+    wait_until(lambda: rig.told("over: servo 3 (elbow_flex) is overheated"))
+    back = rig.driver.written[-1][1]
+    assert back[2] == sunk[2] and np.array_equal(np.delete(back, 2), np.delete(held, 2))
+    rig.loop.submit(go(0.0, 1.0))
+    wait_until(lambda: np.allclose(rig.driver.position, 0.0))
+
+
 def test_speed_scaling_slows_the_motion_under_way(start):
     rig = start()
     rig.loop.submit(go(1.1, seconds=1.0))
