@@ -104,8 +104,9 @@ def card(parameters: int, trained: dict, result: dict | None) -> str:
     if result:
         training = result["training"]
         seconds, base = training["seconds"], training["base_seconds"]
-        if seconds is not None and base is not None:
-            facts["training time"] = f"{seconds / 60:.0f} minutes, after {base / 60:.0f} of the base"
+        if seconds is not None:
+            before = "" if base is None else f", after {base / 60:.0f} of the base"
+            facts["training time"] = f"{seconds / 60:.0f} minutes{before}"
         machine = result["machine"]
         facts["machine"] = f"{machine['cpu']}, {machine['threads_per_run']} of {machine['cores']} cores"
         facts["versions"] = ", ".join(f"{name} {number}" for name, number in result["versions"].items())

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from waiting import wait_until
 
 from smolvla_mem_ros.evaluation import arm_faults, arm_seams, arm_stops
 from smolvla_mem_ros.evaluation.arm_bench import RecordingDriver, Write, running_arm
@@ -183,13 +184,6 @@ def test_a_few_faults_are_named_and_survived(contract):
     assert found["not_named"] == found["exceptions"] == 0, found
     assert sum(found["limit_violations"].values()) == 0
     assert all(each["slowest_resume_s"] is not None for each in found["kinds"].values())
-
-
-def wait_until(condition, timeout=10.0):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.01)
 
 
 def test_a_servo_that_has_cooled_comes_back_without_a_jump():

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import serial
+from waiting import wait_until
 
 from smolvla_mem_ros.sim.emulator import main
 from smolvla_mem_ros.sim.emulator_process import EmulatorDied, EmulatorProcess
@@ -32,13 +33,6 @@ def ping(port, timeout=1.0):
         start = time.monotonic()
         line.write(b"\xff\xff" + body + bytes([checksum(body)]))
         return line.read(6), time.monotonic() - start
-
-
-def wait_until(condition, timeout=10.0):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.01)
 
 
 def alive(pid):
