@@ -164,6 +164,7 @@ def section(results: Results, images: Path, page: Path) -> str:
         "main": (draw_main, table_main),
         "oracle": (None, table_oracle),
         "delay": (draw_delays, table_delays),
+        "delay_all": (draw_delays, table_delays),
         "gate": (draw_delays, table_delays),
     }.get(results.study, (draw_variants, table_variants))
     parts = [table(results)]
@@ -294,16 +295,21 @@ def table_variants(results: Results) -> str:
 
 def table_delays(results: Results) -> str:
     study = STUDIES[results.study]
-    columns = [(tasks, variant.label) for tasks in results.groups for variant in study.variants]
+    columns = [
+        (tasks, task, variant.label)
+        for tasks in results.groups
+        for task in tasks
+        for variant in study.variants
+    ]
     rows = [
         [
             f"{delay} ({delay / FPS:.1f} s)",
             f"{delay / DELAYS[1]:g} x",
-            *(results.rate(label, tasks, tasks[0], delay=delay) for tasks, label in columns),
+            *(results.rate(label, tasks, task, delay=delay) for tasks, task, label in columns),
         ]
         for delay in study.delays
     ]
-    names = [f"{tasks[0]}, {label}" for tasks, label in columns]
+    names = [f"{task}, {label}" for _, task, label in columns]
     return markdown(["frames from cue to go", "of the longest trained", *names], rows)
 
 
@@ -364,7 +370,7 @@ def draw_main(results: Results) -> Figure:
 def draw_variants(results: Results) -> Figure:
     variants = STUDIES[results.study].variants
     figure = _figure(1.5 + 4 * len(results.groups), 3.6)
-    for axes, tasks in zip(_columns(figure, len(results.groups)), results.groups, strict=True):
+    for axes, tasks in zip(_grid(figure, len(results.groups)), results.groups, strict=True):
         for i, (mode, (name, colour)) in enumerate(MODES.items()):
             rates = [results.rate(variant.label, tasks, tasks[0], mode) for variant in variants]
             _bars(axes, rates, i, len(MODES), name, colour)
@@ -376,10 +382,11 @@ def draw_variants(results: Results) -> Figure:
 
 def draw_delays(results: Results) -> Figure:
     study = STUDIES[results.study]
-    figure = _figure(1.5 + 4 * len(results.groups), 3.6)
-    for axes, tasks in zip(_columns(figure, len(results.groups)), results.groups, strict=True):
+    panels = [(tasks, task) for tasks in results.groups for task in tasks]
+    figure = _figure(1.5 + 4 * min(len(panels), 3), 3.6 * -(-len(panels) // 3))
+    for axes, (tasks, task) in zip(_grid(figure, len(panels)), panels, strict=True):
         for variant in study.variants:
-            points = [(d, results.rate(variant.label, tasks, tasks[0], delay=d)) for d in study.delays]
+            points = [(d, results.rate(variant.label, tasks, task, delay=d)) for d in study.delays]
             points = [(delay, rate) for delay, rate in points if rate]
             shares = np.array([rate.share for _, rate in points])
             ends = np.array([rate.interval for _, rate in points]).reshape(-1, 2).T
@@ -387,11 +394,11 @@ def draw_delays(results: Results) -> Figure:
             x = [delay for delay, _ in points]
             axes.errorbar(x, 100 * shares, errors, marker="o", capsize=3, label=variant.label)
         label = "best without memory"
-        axes.axhline(100 * TASKS[tasks[0]].ceiling, color="black", ls="--", lw=1, label=label)
+        axes.axhline(100 * TASKS[task].ceiling, color="black", ls="--", lw=1, label=label)
         axes.axvspan(DELAYS[0], DELAYS[1], color="tab:green", alpha=0.12, lw=0, label="delays in training")
         axes.set_xscale("log", base=2)
         ticks = [f"{delay}\n{delay / DELAYS[1]:g}x" for delay in study.delays]
-        axes.set(title=tasks[0], xticks=study.delays, xticklabels=ticks, xlabel="frames from cue to go")
+        axes.set(title=task, xticks=study.delays, xticklabels=ticks, xlabel="frames from cue to go")
         axes.minorticks_off()
     return _finished(figure)
 
@@ -406,8 +413,13 @@ def _rows(figure: Figure, count: int) -> list[Axes]:
     return list(figure.subplots(count, 1, squeeze=False)[:, 0])
 
 
-def _columns(figure: Figure, count: int) -> list[Axes]:
-    return list(figure.subplots(1, count, squeeze=False, sharey=True)[0])
+def _grid(figure: Figure, count: int) -> list[Axes]:
+    """At most three side by side."""
+    rows = -(-count // 3)
+    places = list(figure.subplots(rows, min(count, 3), squeeze=False, sharey=True).flat)
+    for axes in places[count:]:
+        axes.remove()
+    return places[:count]
 
 
 def _bars(axes: Axes, rates: Sequence[Rate | None], i: int, of: int, name: str, colour: str) -> None:

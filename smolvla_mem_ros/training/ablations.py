@@ -102,6 +102,14 @@ STUDIES: dict[str, Study] = {
         modes=("on",),
         delays=tuple(DELAYS[1] * times for times in (1, 2, 4, 8, 16)),
     ),
+    "delay_all": Study(
+        "How long does the memory of one policy for all tasks last?",
+        variants=(Variant("memory"),),
+        tasks=(tuple(TASKS),),
+        seeds=SEEDS,
+        modes=("on",),
+        delays=tuple(DELAYS[1] * times for times in (1, 4, 16)),
+    ),
 }
 
 

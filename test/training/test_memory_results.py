@@ -85,6 +85,16 @@ def test_the_delays_are_told_in_frames_seconds_and_multiples(page, write_result,
     assert table[-1][2].endswith("30/50")
 
 
+def test_the_delays_of_one_policy_for_all_tasks_have_a_column_for_each_task(page, write_result, tmp_path):
+    run = plan(RECIPE)["delay_all"]["memory", tuple(TASKS), 0]
+    write_result(run, tmp_path / "results", lambda task, m, d: list(TASKS).index(task) + 40 * (d == 20))
+    header, _, *table = rows(page()[1], "delay_all")
+    assert header[2:] == [f"{task}, memory" for task in TASKS]
+    assert [row[1] for row in table] == ["1 x", "4 x", "16 x"]
+    assert [cell.split(", ")[1] for cell in table[0][2:]] == [f"{40 + i}/50" for i in range(6)]
+    assert [cell.split(", ")[1] for cell in table[1][2:]] == [f"{i}/50" for i in range(6)]
+
+
 def test_the_same_results_give_the_same_bytes(page, write_result, tmp_path):
     for study in plan(RECIPE).values():
         for run in list(study.values())[::2]:
