@@ -56,13 +56,6 @@ class NodeProcess:
         ]
 
 
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 class Probe(Node):
     """Hears everything the arm's nodes publish; sends trajectories and calls services."""
 

@@ -46,7 +46,7 @@ class SmolVLAMemConfig(SmolVLAConfig):
     mem_token_scale: float = 0.2
     # Gaussian noise on the memory between segments, in training only, relative to mem_token_scale. What is
     # remembered must then be restored by every write, and so it lasts longer than it was trained for.
-    mem_noise: float = 0.3
+    mem_noise: float = 0.1
     # Segments unrolled in one training sample, and the frames between them (None: n_action_steps).
     mem_segments: int = 3
     mem_stride: int | None = None

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A scripted expert for the memory tasks, which knows the trial's secret.
 
-It moves REACTION frames after what it reacts to. That is a whole period of the memory clock, so that in the
-demonstrations no action up to the next inference depends on what has not been seen yet.
+It moves REACTION frames after what it reacts to, which is as long as the chunks that are trained on it. So no
+chunk depends on what has not been seen yet. With a shorter one a policy is taught to foretell the go lamp by
+counting the frames since the cue, and to go without it when it has waited for longer than ever before.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from smolvla_mem_ros.sim.scene import HOME, Scene
 from smolvla_mem_ros.sim.tasks import BUTTON, PLACES, Referee
 from smolvla_mem_ros.so100.arm import LEROBOT_UNITS
 
-REACTION = 8  # frames
+REACTION = 16  # frames
 REACH = 14  # frames from home to a pad, and from a place to the button and back
 LIFT = 6  # frames up from a pad, and down to the next
 CROSS = 12  # frames from above one pad to above another

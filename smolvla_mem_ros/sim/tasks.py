@@ -35,7 +35,7 @@ HOVER_HEIGHT = 0.07  # m: a tip above this over a place is back there
 CUE_FRAMES = 10  # longer than the memory clock of 8 frames: at least one inference sees it
 DELAYS = (8, 20)  # frames between the end of the last cue and go, when none is given
 PRESS_FRAMES = 3  # a press counts when it has lasted this long
-TIME_LIMIT = 75  # frames after go
+TIME_LIMIT = 90  # frames after go
 
 
 @dataclass(frozen=True)

@@ -165,13 +165,8 @@ def plan(recipe: Recipe) -> dict[str, dict[Key, Run]]:
 def commands(run: Run, recipe: Recipe, episodes: int, work: Path = WORK) -> dict[str, str]:
     """All that leads to a result, as one would type it."""
     base = recipe.pretraining()
-    first = {
-        f"training on {'the same' if stage.tasks == run.training.tasks else stage.tasks[0]} first": [
-            "lerobot-train",
-            *stage.arguments(work),
-        ]
-        for stage in run.training.stages[1:-1]
-    }
+    first = {f"training on {t.tasks[0]} first": ["lerobot-train", *t.arguments(work)]
+             for t in run.training.stages[1:-1]}  # fmt: skip
     lines = {
         "demonstrations": ["collect_demos", *run.training.demos.arguments(work)],
         "demonstrations for the base": ["collect_demos", *base.demos.arguments(work)],

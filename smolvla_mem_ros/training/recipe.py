@@ -3,7 +3,7 @@
 
 Three steps: a base is trained where no memory is needed (the cue stays lit), and from it, with equal data,
 budget and seed, a policy with memory and the baseline without. What a single task teaches slowly or not for
-every seed starts from one that learned another task, or the same otherwise (``Budget.first``).
+every seed starts from one that learned another task (``Budget.first``).
 
 ``python -m smolvla_mem_ros.training.recipe smolvla_mem`` prints the options that make lerobot-train train a
 tiny model; ``scripts/train_*.sh --tiny`` adds them.
@@ -58,15 +58,14 @@ class Budget:
     Args:
         options: of lerobot-train.
         memory: fields of SmolVLAMemConfig, for the runs with memory.
-        first: what is trained before, to start from: another task alone, or the same tasks with a budget of
-            their own. None: nothing but the base.
+        first: the task that is learned before, alone: the start is what learned it.
     """
 
     steps: int
     batch_size: int
     options: Options = field(default_factory=dict)
     memory: Options = field(default_factory=dict)
-    first: str | Budget | None = None
+    first: str = ""
 
 
 @dataclass(frozen=True)
@@ -207,24 +206,13 @@ class Recipe:
             raise ValueError(
                 f"name {', '.join(sorted(unknown))} in the recipe's memory too, with the default"
             )
-        return self._stage(tasks, seed, memory, self._budget(tasks), ())
-
-    def _budget(self, tasks: Sequence[str]) -> Budget:
-        return self.all_tasks if len(tasks) > 1 else self.longer.get(tasks[0], self.one_task)
-
-    def _stage(self, tasks, seed, memory: Options | None, budget: Budget, later: tuple[str, ...]) -> Training:
-        """``later``: a word for each training on the same tasks that starts from this one."""
+        budget = self.all_tasks if len(tasks) > 1 else self.longer.get(tasks[0], self.one_task)
         usual = {**self.memory, **budget.memory}
         changed = {key: value for key, value in (memory or {}).items() if value != usual[key]}
         parts = ["baseline" if memory is None else "memory"]
         parts += [f"{key.removeprefix('mem_')}_{_text(value)}" for key, value in sorted(changed.items())]
-        parts += ["all" if set(tasks) == set(self.all.tasks) else "_".join(tasks), *later, f"seed{seed}"]
-        if isinstance(budget.first, Budget):
-            start = self._stage(tasks, seed, memory, budget.first, (*later, "first"))
-        elif budget.first:
-            start = self.training((budget.first,), seed, memory)
-        else:
-            start = self.pretraining()
+        parts += ["all" if set(tasks) == set(self.all.tasks) else "_".join(tasks), f"seed{seed}"]
+        start = self.training((budget.first,), seed, memory) if budget.first else self.pretraining()
         name, data = f"runs/{'-'.join(parts)}", (self.all, tasks, budget, seed, start)
         if memory is None:
             return self._training(name, "smolvla", *data)
@@ -252,22 +240,9 @@ RECIPE = Recipe(
     longer={
         "LateCue2": Budget(steps=600, batch_size=32, memory={"mem_segments": 8}, first="CueRecall2"),
         "CueRecallShuffled3": Budget(steps=600, batch_size=32, first="CueRecall3"),
-        "Sequence2of3": Budget(
-            steps=1500, batch_size=32, memory={"mem_segments": 10, "mem_noise": 0.1}, first="LateCue2"
-        ),
+        "Sequence2of3": Budget(steps=1500, batch_size=32, memory={"mem_segments": 11}, first="LateCue2"),
     },
-    # Learned with little noise, which hides what must be told apart, then made to last with much.
-    all_tasks=Budget(
-        steps=500,
-        batch_size=32,
-        memory={"mem_segments": 10, "mem_noise": 0.5},
-        first=Budget(
-            steps=1500,
-            batch_size=32,
-            memory={"mem_segments": 10, "mem_noise": 0.1},
-            first="Sequence2of3",
-        ),
-    ),
+    all_tasks=Budget(steps=1200, batch_size=32, memory={"mem_segments": 11}, first="Sequence2of3"),
     tiny={
         "policy.load_vlm_weights": False,
         "policy.push_to_hub": False,
@@ -292,7 +267,7 @@ RECIPE = Recipe(
         "num_mem_tokens": 4,
         "mem_update": "gated",
         "mem_gate_bias": -3.0,
-        "mem_noise": 0.3,
+        "mem_noise": 0.1,
         "mem_segments": 6,
         "mem_curriculum_steps": 0,
         "mem_backprop_depth": None,
@@ -310,7 +285,7 @@ QUICK = replace(
     base=Budget(steps=2, batch_size=2),
     one_task=Budget(steps=2, batch_size=2),
     longer={},
-    all_tasks=Budget(steps=2, batch_size=2, first=Budget(steps=2, batch_size=2, first="Sequence2of3")),
+    all_tasks=Budget(steps=2, batch_size=2, first="Sequence2of3"),
 )
 
 

@@ -8,9 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from waiting import alive
 
 from smolvla_mem_ros.cli.processes import Process, ProcessGroup
 
@@ -47,13 +47,6 @@ sys.exit(run(processes, name='owner'))
 
 def process(kind, *, name=None, required=True):
     return Process(name or kind, (sys.executable, "-S", "-c", CHILDREN[kind]), required)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 class Owner:

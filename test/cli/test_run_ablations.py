@@ -188,13 +188,13 @@ def test_a_chain_trains_once_for_all_evaluations_that_need_it(tmp_path):
 def test_a_training_follows_the_one_that_it_starts_from_in_one_chain(tmp_path):
     args = type("Args", (), dict(work=tmp_path, results=tmp_path, episodes=2, keep=False, quick=True))
     main = plan(QUICK)["main"]
-    first, together = main["memory", ("Sequence2of3",), 0], main["memory", tuple(QUICK.all.tasks), 0]
-    trainings = [Path(stage.name).name for stage in together.training.stages[1:]]
+    first, together = main["memory", (QUICK.all_tasks.first,), 0], main["memory", tuple(QUICK.all.tasks), 0]
+    trainings = [Path(run.training.name).name for run in (first, together)]
     for runs in ([first, together], [together, first], [together]):
         (chain,) = run_ablations.chains(runs, args)
         at = {job.name: i for i, job in enumerate(chain)}
         assert at.keys() == {*trainings, *(run.name for run in runs)}
-        assert at[trainings[0]] < at[trainings[1]] < at[trainings[2]] < at[together.name]
+        assert at[trainings[0]] < at[trainings[1]] < at[together.name]
         assert at[trainings[0]] < at.get(first.name, len(chain))
     two = [main["memory", ("LateCue2",), seed] for seed in (0, 1)]
     assert [len(chain) for chain in run_ablations.chains(two, args)] == [2, 2]

@@ -10,10 +10,11 @@ import time
 import cv2
 import numpy as np
 import pytest
-from helpers import alive, stamp
+from helpers import stamp
 from std_msgs.msg import String
 from std_srvs.srv import Trigger
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+from waiting import alive
 
 from smolvla_mem_ros.nodes.so100_sim import LATCHED
 from smolvla_mem_ros.sim.demos import draw

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import serial
-from waiting import wait_until
+from waiting import alive, wait_until
 
 from smolvla_mem_ros.sim.emulator import main
 from smolvla_mem_ros.sim.emulator_process import EmulatorDied, EmulatorProcess
@@ -33,13 +33,6 @@ def ping(port, timeout=1.0):
         start = time.monotonic()
         line.write(b"\xff\xff" + body + bytes([checksum(body)]))
         return line.read(6), time.monotonic() - start
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.fixture

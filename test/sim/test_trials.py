@@ -7,7 +7,7 @@ import pytest
 from smolvla_mem_ros.sim.demos import draw
 from smolvla_mem_ros.sim.expert import press_pose
 from smolvla_mem_ros.sim.scene import HOME, Scene
-from smolvla_mem_ros.sim.tasks import COLOURS, DARK, FPS, PLACES, WHITE, get_task
+from smolvla_mem_ros.sim.tasks import COLOURS, DARK, FPS, PLACES, TIME_LIMIT, WHITE, get_task
 from smolvla_mem_ros.sim.trials import REST_TIME, TrialRefused, Trials
 from smolvla_mem_ros.sim.world import MEMORY_SCENE
 
@@ -116,10 +116,10 @@ def test_frames_pass_with_the_clock_whatever_the_rate_of_pictures(bench, period)
     for _ in range(round(3 / period)):
         bench.show(HOME, period)
     assert bench.trials.report()["frame"] == pytest.approx(45, abs=1)
-    for _ in range(round(4 / period)):
+    for _ in range(round(5 / period)):
         bench.show(HOME, period)
     report = bench.trials.report()
-    assert (report["state"], report["reason"], report["frame"]) == ("failure", "out of time", 18 + 75)
+    assert (report["state"], report["reason"], report["frame"]) == ("failure", "out of time", 18 + TIME_LIMIT)
 
 
 def test_a_late_look_at_the_arm_does_not_make_a_short_press_long(bench):
