@@ -44,9 +44,10 @@ class SmolVLAMemConfig(SmolVLAConfig):
     mem_gate_bias: float = -3.0
     # RMS of a memory token before the factor sqrt(hidden size) that SmolVLA gives image and language tokens.
     mem_token_scale: float = 0.2
-    # Gaussian noise on the memory between segments, in training only, relative to mem_token_scale. What is
-    # remembered must then be restored by every write, and so it lasts longer than it was trained for.
-    mem_noise: float = 0.1
+    # Gaussian noise on the memory between segments, in training only, relative to mem_token_scale; each
+    # sample draws how much, up to this. What is remembered must then be restored by every write, and so it
+    # lasts longer than it was trained for.
+    mem_noise: float = 0.5
     # Segments unrolled in one training sample, and the frames between them (None: n_action_steps).
     mem_segments: int = 3
     mem_stride: int | None = None

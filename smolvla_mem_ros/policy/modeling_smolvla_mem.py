@@ -503,6 +503,7 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
         crossed = samples.valid.flip(1).cumsum(1).flip(1) <= depth
         segments = samples.slots - config.mem_anchor
         memory = model.empty_memory(samples.valid.shape[0])
+        noise_level = self._noise_level(len(samples.valid), samples.valid.device)
         total, count = 0.0, 0
         for slot in range(samples.slots):
             before = memory.detach()
@@ -527,8 +528,8 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
                 total = total + losses.sum(dim=(1, 2))
                 count = count + use.sum(1) * losses.shape[2]
             memory = after.where(samples.valid[:, slot], before)
-            if self.training and config.mem_noise:
-                memory = self._with_noise(memory)
+            if noise_level is not None:
+                memory = self._with_noise(memory, noise_level)
         rms = memory.tokens.detach().pow(2).mean().sqrt().item()
         log = {"memory_rms": rms, "memory_segments": segments}
         if reduction == "none":
@@ -537,11 +538,22 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
         loss = total.sum() / count.sum().clamp_min(1)
         return loss, {**log, "loss": loss.item()}
 
-    def _with_noise(self, memory: Memory) -> Memory:
+    def _noise_level(self, size: int, device: torch.device) -> Tensor | None:
+        """(B, 1, 1), of the noise on each sample's memory: drawn up to ``mem_noise``. None but in training.
+
+        What must be told apart in the memory is learned from samples with little, what must last from those
+        with much.
+        """
+        if not (self.training and self.config.mem_noise):
+            return None
+        largest = self.config.mem_noise * self.config.mem_token_scale
+        return largest * own_share(lambda rows: torch.rand(rows, 1, 1, device=device), size)
+
+    @staticmethod
+    def _with_noise(memory: Memory, level: Tensor) -> Memory:
         size, *token = memory.tokens.shape
-        noise = own_share(lambda rows: torch.randn(rows, *token, device=memory.tokens.device), size)
-        scale = self.config.mem_noise * self.config.mem_token_scale
-        return replace(memory, tokens=memory.tokens + scale * noise)
+        noise = own_share(lambda rows: torch.randn(rows, *token, device=level.device), size)
+        return replace(memory, tokens=memory.tokens + level * noise)
 
     @dataclass(frozen=True)
     class _Samples:

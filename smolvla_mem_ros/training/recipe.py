@@ -267,7 +267,7 @@ RECIPE = Recipe(
         "num_mem_tokens": 4,
         "mem_update": "gated",
         "mem_gate_bias": -3.0,
-        "mem_noise": 0.1,
+        "mem_noise": 0.5,
         "mem_segments": 6,
         "mem_curriculum_steps": 0,
         "mem_backprop_depth": None,
