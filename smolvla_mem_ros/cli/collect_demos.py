@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from smolvla_mem_ros.cli.arguments import positive
 from smolvla_mem_ros.sim.demos import draw, play
-from smolvla_mem_ros.sim.tasks import FPS, TASKS, get_task
+from smolvla_mem_ros.sim.tasks import FPS, REACTION, TASKS, get_task
 from smolvla_mem_ros.sim.world import CAMERAS, World
 from smolvla_mem_ros.so100.arm import JOINTS
 
@@ -64,7 +64,7 @@ def collect(args: argparse.Namespace, tasks: Sequence[str]) -> int:
     """Plays what is missing in the dataset. Returns how many episodes failed and were left out."""
     total = args.episodes * len(tasks)
     recipe = {k: getattr(args, k) for k in ("seed", "delay", "cue_visible", "width", "height")}
-    recipe["tasks"] = tasks
+    recipe |= {"tasks": tasks, "reaction": REACTION}
     done, attempt, failures = _progress(args.output, recipe)
     with (
         World(args.width, args.height) as world,

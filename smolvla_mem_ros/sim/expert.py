@@ -14,10 +14,9 @@ import mujoco
 import numpy as np
 
 from smolvla_mem_ros.sim.scene import HOME, Scene
-from smolvla_mem_ros.sim.tasks import BUTTON, PLACES, Referee
+from smolvla_mem_ros.sim.tasks import BUTTON, PLACES, REACTION, Referee
 from smolvla_mem_ros.so100.arm import LEROBOT_UNITS
 
-REACTION = 16  # frames
 REACH = 14  # frames from home to a pad, and from a place to the button and back
 LIFT = 6  # frames up from a pad, and down to the next
 CROSS = 12  # frames from above one pad to above another

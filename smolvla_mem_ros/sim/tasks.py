@@ -36,6 +36,7 @@ CUE_FRAMES = 10  # longer than the memory clock of 8 frames: at least one infere
 DELAYS = (8, 20)  # frames between the end of the last cue and go, when none is given
 PRESS_FRAMES = 3  # a press counts when it has lasted this long
 TIME_LIMIT = 90  # frames after go
+REACTION = 16  # frames after go before the expert moves; see there
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smolvla_mem_ros.evaluation.provenance import machine, versions
-from smolvla_mem_ros.sim.tasks import DELAYS, TASKS
+from smolvla_mem_ros.sim.tasks import DELAYS, REACTION, TASKS
 from smolvla_mem_ros.training.recipe import WORK, Options, Recipe, Training, without
 
 RESULTS = Path("benchmarks/results/memory")
@@ -268,6 +268,7 @@ def record(
             "base_steps": recipe.base.steps,
             "base_seconds": base,
         },
+        "expert": expert(),
         "evaluation": {
             "episodes": episodes,
             "seed": recipe.scoring_seed,
@@ -280,11 +281,16 @@ def record(
     }
 
 
+def expert() -> dict:
+    """What the commands do not tell of the demonstrations."""
+    return {"reaction": REACTION}
+
+
 def is_stale(run: Run, recipe: Recipe, result: dict) -> bool:
     """Whether ``result`` was trained otherwise than ``recipe`` says now."""
     now = commands(run, recipe, 1)
     del now["evaluation"]
-    return any(
+    return result.get("expert") != expert() or any(
         without(shlex.split(result["commands"].get(what, "")), recipe.loop)
         != without(shlex.split(line), recipe.loop)
         for what, line in now.items()

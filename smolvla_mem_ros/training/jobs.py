@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from smolvla_mem_ros.sim.tasks import REACTION
 from smolvla_mem_ros.training.recipe import Demos, Training, rendered
 
 # One thread each: for a model this small one is faster than two, and several run side by side.
@@ -104,6 +105,7 @@ def collecting(demos: Demos, work: Path) -> Job:
     def check() -> None:
         there = read_json(folder / "recipe.json")
         wanted = {"seed": demos.seed, "cue_visible": demos.cue_visible, "tasks": list(demos.tasks)}
+        wanted["reaction"] = REACTION
         if there and (there["recipe"] | wanted != there["recipe"] or there["episodes"] > demos.total):
             raise JobError(
                 f"{folder} holds other demonstrations than the recipe's ({there['episodes']} episodes, "

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from smolvla_mem_ros.sim.demos import draw, play
-from smolvla_mem_ros.sim.expert import REACTION
-from smolvla_mem_ros.sim.tasks import TASKS
+from smolvla_mem_ros.sim.tasks import REACTION, TASKS
 from smolvla_mem_ros.sim.world import CAMERAS, World
 
 

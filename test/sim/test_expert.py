@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from smolvla_mem_ros.sim.demos import draw
-from smolvla_mem_ros.sim.expert import PRESSED, REACTION, Expert, press_pose, rest_pose
+from smolvla_mem_ros.sim.expert import PRESSED, Expert, press_pose, rest_pose
 from smolvla_mem_ros.sim.scene import HOME
-from smolvla_mem_ros.sim.tasks import BUTTON, PLACES, TASKS, TIME_LIMIT
+from smolvla_mem_ros.sim.tasks import BUTTON, PLACES, REACTION, TASKS, TIME_LIMIT
 from smolvla_mem_ros.sim.world import World
 
 everything = pytest.mark.parametrize("name", TASKS)

@@ -102,6 +102,8 @@ def test_a_result_is_stale_when_the_recipe_has_changed_but_not_for_the_log(write
     assert stale(base=replace(RECIPE.base, steps=7))
     assert stale(all=replace(RECIPE.all, seed=7))
     assert not stale(all_tasks=replace(RECIPE.all_tasks, steps=7))
+    result["expert"] = {"reaction": 8}
+    assert stale()
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"scores": []}'])

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from smolvla_mem_ros.sim.tasks import REACTION
 from smolvla_mem_ros.training import jobs
 from smolvla_mem_ros.training.jobs import Job, JobError, Listener
 from smolvla_mem_ros.training.recipe import QUICK, Budget
@@ -138,6 +139,7 @@ def collected(work, demos, episodes, **changes):
         "seed": demos.seed,
         "cue_visible": demos.cue_visible,
         "tasks": list(demos.tasks),
+        "reaction": REACTION,
         "width": 64,
     }
     (folder / "recipe.json").write_text(json.dumps({"recipe": made_with | changes, "episodes": episodes}))
@@ -151,7 +153,9 @@ def test_demonstrations_are_counted(tmp_path):
     assert job.command()[3:] == QUICK.all.arguments(tmp_path)
 
 
-@pytest.mark.parametrize(("episodes", "changes"), [(7, {}), (6, {"seed": 99}), (2, {"cue_visible": True})])
+@pytest.mark.parametrize(
+    ("episodes", "changes"), [(7, {}), (6, {"seed": 99}), (2, {"cue_visible": True}), (6, {"reaction": 8})]
+)
 def test_other_demonstrations_in_the_folder_are_refused(tmp_path, episodes, changes):
     job = collected(tmp_path, QUICK.all, episodes, **changes)
     with pytest.raises(JobError, match=r"other demonstrations .* delete it"):

@@ -10,8 +10,7 @@ from lerobot.configs.train import TrainPipelineConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from smolvla_mem_ros.policy import SmolVLAMemConfig
-from smolvla_mem_ros.sim.expert import REACTION
-from smolvla_mem_ros.sim.tasks import TASKS
+from smolvla_mem_ros.sim.tasks import REACTION, TASKS
 from smolvla_mem_ros.training import recipe
 from smolvla_mem_ros.training.ablations import STUDIES, plan
 from smolvla_mem_ros.training.recipe import QUICK, RECIPE, Budget, without
