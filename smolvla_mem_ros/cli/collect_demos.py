@@ -116,9 +116,11 @@ def _progress(folder: Path, recipe: dict) -> tuple[int, int, int]:
     if not (folder / RECIPE).is_file():
         raise CollectError(f"{folder} is not empty and not made by collect_demos; name another folder")
     progress = json.loads((folder / RECIPE).read_text())
-    if progress["recipe"] != recipe:
+    begun = progress["recipe"]
+    if other := [f"{k} {begun.get(k)}, not {v}" for k, v in recipe.items() if begun.get(k) != v]:
+        # No option sets the reaction: it is the expert's.
         raise CollectError(
-            f"{folder} was begun with {progress['recipe']}; give the same options or another folder"
+            f"{folder} was begun with {'; '.join(other)}: give the same options, or another folder"
         )
     return progress["episodes"], progress["attempts"], progress["failures"]
 

@@ -56,7 +56,7 @@ def test_what_is_complete_is_left_alone(whole):
 
 def test_other_options_are_refused_and_nothing_is_lost(whole, capsys):
     assert collect(whole, 2, "--seed", "5") == 1
-    assert "was begun with" in capsys.readouterr().err
+    assert "was begun with seed 0, not 5: give" in capsys.readouterr().err
     assert read(whole).num_episodes == 4
 
 
