@@ -166,6 +166,7 @@ def section(results: Results, images: Path, page: Path) -> str:
         "delay": (draw_delays, table_delays),
         "delay_all": (draw_delays, table_delays),
         "gate": (draw_delays, table_delays),
+        "pause": (draw_delays, table_delays),
     }.get(results.study, (draw_variants, table_variants))
     parts = [table(results)]
     if draw:
@@ -310,7 +311,7 @@ def table_delays(results: Results) -> str:
         for delay in study.delays
     ]
     names = [f"{task}, {label}" for _, task, label in columns]
-    return markdown(["frames from cue to go", "of the longest trained", *names], rows)
+    return markdown(["frames from cue to go", "of the longest demonstrated", *names], rows)
 
 
 def _seeds(rate: Rate | None) -> str:
@@ -388,6 +389,8 @@ def draw_delays(results: Results) -> Figure:
         for variant in study.variants:
             points = [(d, results.rate(variant.label, tasks, task, delay=d)) for d in study.delays]
             points = [(delay, rate) for delay, rate in points if rate]
+            if not points:
+                continue
             shares = np.array([rate.share for _, rate in points])
             ends = np.array([rate.interval for _, rate in points]).reshape(-1, 2).T
             errors = (100 * np.abs(ends - shares)).tolist()
@@ -395,7 +398,7 @@ def draw_delays(results: Results) -> Figure:
             axes.errorbar(x, 100 * shares, errors, marker="o", capsize=3, label=variant.label)
         label = "best without memory"
         axes.axhline(100 * TASKS[task].ceiling, color="black", ls="--", lw=1, label=label)
-        axes.axvspan(DELAYS[0], DELAYS[1], color="tab:green", alpha=0.12, lw=0, label="delays in training")
+        axes.axvspan(DELAYS[0], DELAYS[1], color="tab:green", alpha=0.12, lw=0, label="demonstrated")
         axes.set_xscale("log", base=2)
         ticks = [f"{delay}\n{delay / DELAYS[1]:g}x" for delay in study.delays]
         axes.set(title=task, xticks=study.delays, xticklabels=ticks, xlabel="frames from cue to go")

@@ -47,7 +47,10 @@ class SmolVLAMemConfig(SmolVLAConfig):
     # Gaussian noise on the memory between segments, in training only, relative to mem_token_scale; each
     # sample draws how much, up to this. What is remembered must then be restored by every write, and so it
     # lasts longer than it was trained for.
-    mem_noise: float = 0.5
+    mem_noise: float = 0.2
+    # Up to so many writes more of one frame, at a random place of each training batch, as if the robot stood
+    # still there: what is remembered lasts longer than a sample, for little more time.
+    mem_pause: int = 0
     # Segments unrolled in one training sample, and the frames between them (None: n_action_steps).
     mem_segments: int = 3
     mem_stride: int | None = None
@@ -73,6 +76,8 @@ class SmolVLAMemConfig(SmolVLAConfig):
             problems.append(f"mem_token_scale={self.mem_token_scale} must be positive and finite")
         if not 0 <= self.mem_noise < math.inf:
             problems.append(f"mem_noise={self.mem_noise} must be 0 (none) or more, and finite")
+        if self.mem_pause < 0:
+            problems.append(f"mem_pause={self.mem_pause} must be 0 (none) or more")
         if self.mem_segments < 1:
             problems.append(f"mem_segments={self.mem_segments} must be 1 or more")
         if self.mem_stride is not None and self.mem_stride < 1:

@@ -504,6 +504,7 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
         segments = samples.slots - config.mem_anchor
         memory = model.empty_memory(samples.valid.shape[0])
         noise_level = self._noise_level(len(samples.valid), samples.valid.device)
+        paused, pause = self._pause(samples.slots)
         total, count = 0.0, 0
         for slot in range(samples.slots):
             before = memory.detach()
@@ -527,9 +528,10 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
                 losses = losses[:, :, : config.action_feature.shape[0]] * use[:, :, None]
                 total = total + losses.sum(dim=(1, 2))
                 count = count + use.sum(1) * losses.shape[2]
-            memory = after.where(samples.valid[:, slot], before)
-            if noise_level is not None:
-                memory = self._with_noise(memory, noise_level)
+            memory = self._with_noise(after.where(samples.valid[:, slot], before), noise_level)
+            for _ in range(pause if slot == paused else 0):
+                again = model.write(body, memory).where(samples.valid[:, slot], memory)
+                memory = self._with_noise(again, noise_level)
         rms = memory.tokens.detach().pow(2).mean().sqrt().item()
         log = {"memory_rms": rms, "memory_segments": segments}
         if reduction == "none":
@@ -549,8 +551,20 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
         largest = self.config.mem_noise * self.config.mem_token_scale
         return largest * own_share(lambda rows: torch.rand(rows, 1, 1, device=device), size)
 
+    def _pause(self, slots: int) -> tuple[int, int]:
+        """The slot whose frame is written again, and how often: drawn, and never without one to read it.
+
+        (0, 0) but in training. One draw for the whole batch; processes that share one draw the same, as
+        lerobot-train seeds them alike, and so none waits for another.
+        """
+        if not (self.training and self.config.mem_pause and slots > 1):
+            return 0, 0
+        return int(torch.randint(slots - 1, ())), int(torch.randint(self.config.mem_pause + 1, ()))
+
     @staticmethod
-    def _with_noise(memory: Memory, level: Tensor) -> Memory:
+    def _with_noise(memory: Memory, level: Tensor | None) -> Memory:
+        if level is None:
+            return memory
         size, *token = memory.tokens.shape
         noise = own_share(lambda rows: torch.randn(rows, *token, device=level.device), size)
         return replace(memory, tokens=memory.tokens + level * noise)

@@ -21,6 +21,8 @@ RESULTS = Path("benchmarks/results/memory")
 # What is done to the memory while a policy with one is evaluated; see evaluation.rollout.
 MODES = ("on", "off", "noise")
 SEEDS = (0, 1, 2)
+# Frames between cue and go: the longest of the demonstrations, and up to sixteen times as long.
+LASTING = tuple(DELAYS[1] * times for times in (1, 2, 4, 8, 16))
 STAGE = 25  # worlds that an evaluation plays in side by side
 
 
@@ -81,9 +83,14 @@ STUDIES: dict[str, Study] = {
     "gate": Study(
         "How much of what is known should the gates keep at first?",
         variants=_each("mem_gate_bias", {"73 %": -1.0, "95 %": -3.0, "99 %": -5.0}),
-        tasks=(("CueRecall3",), ("LateCue2",)),
         modes=("on",),
-        delays=tuple(DELAYS[1] * times for times in (1, 4, 16)),
+        delays=LASTING,
+    ),
+    "pause": Study(
+        "What is it worth to write one frame of a sample again and again?",
+        variants=_each("mem_pause", {"never": 0, "up to 16 times": 16}),
+        modes=("on",),
+        delays=LASTING,
     ),
     "anchor": Study(
         "What is the first frame of the episode worth in a training sample?",
@@ -95,12 +102,12 @@ STUDIES: dict[str, Study] = {
         variants=_each("read_mem_from_cache", {"off": False, "on": True}),
     ),
     "delay": Study(
-        "How long does a memory last, beyond what it was trained for?",
+        "How long does a memory last, beyond the delays of the demonstrations?",
         variants=(Variant("memory"),),
         tasks=(("CueRecall3",), ("LateCue2",)),
         seeds=SEEDS,
         modes=("on",),
-        delays=tuple(DELAYS[1] * times for times in (1, 2, 4, 8, 16)),
+        delays=LASTING,
     ),
     "delay_all": Study(
         "How long does the memory of one policy for all tasks last?",

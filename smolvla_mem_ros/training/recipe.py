@@ -238,9 +238,12 @@ RECIPE = Recipe(
     # With fewer, part of the samples show a choice without its reason, and teach to guess. LateCue2 from the
     # base alone was learned by one seed in 1200 steps and not by another.
     longer={
-        "LateCue2": Budget(steps=600, batch_size=32, memory={"mem_segments": 8}, first="CueRecall2"),
+        "LateCue2": Budget(steps=500, batch_size=32, memory={"mem_segments": 8}, first="CueRecall2"),
         "CueRecallShuffled3": Budget(steps=600, batch_size=32, first="CueRecall3"),
-        "Sequence2of3": Budget(steps=1500, batch_size=32, memory={"mem_segments": 11}, first="LateCue2"),
+        # With pauses its second pad is still guessed after as many steps.
+        "Sequence2of3": Budget(
+            steps=1200, batch_size=32, memory={"mem_segments": 11, "mem_pause": 0}, first="LateCue2"
+        ),
     },
     all_tasks=Budget(steps=1200, batch_size=32, memory={"mem_segments": 11}, first="Sequence2of3"),
     tiny={
@@ -267,7 +270,8 @@ RECIPE = Recipe(
         "num_mem_tokens": 4,
         "mem_update": "gated",
         "mem_gate_bias": -3.0,
-        "mem_noise": 0.5,
+        "mem_noise": 0.2,
+        "mem_pause": 16,
         "mem_segments": 6,
         "mem_curriculum_steps": 0,
         "mem_backprop_depth": None,
