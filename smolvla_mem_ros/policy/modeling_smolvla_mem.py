@@ -233,7 +233,7 @@ class MemoryFlowMatching(VLAFlowMatching):
         return self.update_memory(memory, prefix, self.prefill(prefix)[0])
 
     def forward(
-        self, body: Body, actions: Tensor, memory: Memory, noise=None, time=None
+        self, body: Body, actions: Tensor, memory: Memory, noise: Tensor, time: Tensor
     ) -> tuple[Tensor, Memory]:
         """One training segment.
 
@@ -241,16 +241,11 @@ class MemoryFlowMatching(VLAFlowMatching):
             body: from ``embed_prefix``.
             actions: (B, chunk, max_action_dim) normalised actions.
             memory: before the segment.
-            noise, time: as in stock SmolVLA, (B, chunk, max_action_dim) and (B,); drawn when None.
+            noise, time: as in stock SmolVLA, (B, chunk, max_action_dim) and (B,).
 
         Returns:
             Flow-matching losses (B, chunk, max_action_dim), and the memory after the segment.
         """
-        size, *chunk = actions.shape
-        if noise is None:
-            noise = own_share(lambda rows: self.sample_noise((rows, *chunk), actions.device), size)
-        if time is None:
-            time = own_share(lambda rows: self.sample_time(rows, actions.device), size)
         t = time[:, None, None]
         x_t, u_t = t * noise + (1 - t) * actions, noise - actions
 
@@ -498,40 +493,42 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
             return super().forward(batch, noise=noise, time=time, reduction=reduction)
         config, model = self.config, self.model
         samples = self._unroll(batch)
-        depth = samples.slots if config.mem_backprop_depth is None else config.mem_backprop_depth
+        size, slots = samples.valid.shape
+        depth = slots if config.mem_backprop_depth is None else config.mem_backprop_depth
         # The gradient enters a segment from the one before if at most `depth` are left, itself included.
         crossed = samples.valid.flip(1).cumsum(1).flip(1) <= depth
-        segments = samples.slots - config.mem_anchor
-        memory = model.empty_memory(samples.valid.shape[0])
-        noise_level = self._noise_level(len(samples.valid), samples.valid.device)
-        paused, pause = self._pause(samples.slots)
-        total, count = 0.0, 0
-        for slot in range(samples.slots):
-            before = memory.detach()
-            if crossed[:, slot].any():
-                before = memory.where(crossed[:, slot], before)
-            body = tuple(part[:, slot] for part in samples.body)
+        segments = slots - config.mem_anchor
+        noise, time = self._draw(size, segments, samples.actions.device, noise, time)
+        memory = model.empty_memory(size)
+        paused, pause = self._pause(slots)
+        disturb = self._disturbance(size, slots + pause)
+        total = torch.zeros(size, device=samples.actions.device)
+        count = torch.zeros_like(total)
+        for slot, body in enumerate(samples.bodies):
+            # Only the rows that have this slot. The others keep what they remember.
+            rows = samples.valid[:, slot].nonzero()[:, 0]
+            if not len(rows):
+                continue
+            mine, entered = memory.rows(rows), crossed[rows, slot]
+            before = mine.where(entered, mine.detach()) if entered.any() else mine.detach()
             segment = slot - config.mem_anchor
             if segment < 0:
                 after = model.write(body, before)
             else:
                 start = 1 + segment * config.stride
                 window = slice(start, start + config.chunk_size)
+                newest = segment - segments  # of those that were handed in
                 losses, after = model(
-                    body,
-                    samples.actions[:, window],
-                    before,
-                    None if noise is None else noise[:, segment - segments],
-                    None if time is None else time[:, segment - segments],
+                    body, samples.actions[rows, window], before, noise[rows, newest], time[rows, newest]
                 )
-                use = samples.valid[:, slot, None] & ~samples.action_is_pad[:, window]
+                use = ~samples.action_is_pad[rows, window]
                 losses = losses[:, :, : config.action_feature.shape[0]] * use[:, :, None]
-                total = total + losses.sum(dim=(1, 2))
-                count = count + use.sum(1) * losses.shape[2]
-            memory = self._with_noise(after.where(samples.valid[:, slot], before), noise_level)
+                total = total.index_add(0, rows, losses.sum(dim=(1, 2)))
+                count = count.index_add(0, rows, use.sum(1) * float(losses.shape[2]))
+            after = disturb(after, rows)
             for _ in range(pause if slot == paused else 0):
-                again = model.write(body, memory).where(samples.valid[:, slot], memory)
-                memory = self._with_noise(again, noise_level)
+                after = disturb(model.write(body, after), rows)
+            memory = memory.with_rows(rows, after)
         rms = memory.tokens.detach().pow(2).mean().sqrt().item()
         log = {"memory_rms": rms, "memory_segments": segments}
         if reduction == "none":
@@ -540,16 +537,21 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
         loss = total.sum() / count.sum().clamp_min(1)
         return loss, {**log, "loss": loss.item()}
 
-    def _noise_level(self, size: int, device: torch.device) -> Tensor | None:
-        """(B, 1, 1), of the noise on each sample's memory: drawn up to ``mem_noise``. None but in training.
+    def _disturbance(self, size: int, writes: int) -> Callable[[Memory, Tensor], Memory]:
+        """What disturbs a memory after each of so many ``writes``, of some rows of the batch.
 
-        What must be told apart in the memory is learned from samples with little, what must last from those
-        with much.
+        How much is drawn for each sample, up to ``mem_noise``: what must be told apart in the memory is
+        learned from samples with little, what must last from those with much. Only in training.
         """
-        if not (self.training and self.config.mem_noise):
-            return None
-        largest = self.config.mem_noise * self.config.mem_token_scale
-        return largest * own_share(lambda rows: torch.rand(rows, 1, 1, device=device), size)
+        config, tokens = self.config, self.model.mem_tokens
+        if not (self.training and config.mem_noise):
+            return lambda memory, rows: memory
+        largest = config.mem_noise * config.mem_token_scale
+        # All at once, so that processes draw alike, whichever rows each of them has.
+        level = own_share(lambda rows: torch.rand(rows, 1, 1, 1, device=tokens.device), size)
+        noise = own_share(lambda rows: torch.randn(rows, writes, *tokens.shape, device=tokens.device), size)
+        in_turn = iter((largest * level * noise).transpose(0, 1))
+        return lambda memory, rows: replace(memory, tokens=memory.tokens + next(in_turn)[rows])
 
     def _pause(self, slots: int) -> tuple[int, int]:
         """The slot whose frame is written again, and how often: drawn, and never without one to read it.
@@ -561,24 +563,28 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
             return 0, 0
         return int(torch.randint(slots - 1, ())), int(torch.randint(self.config.mem_pause + 1, ()))
 
-    @staticmethod
-    def _with_noise(memory: Memory, level: Tensor | None) -> Memory:
-        if level is None:
-            return memory
-        size, *token = memory.tokens.shape
-        noise = own_share(lambda rows: torch.randn(rows, *token, device=level.device), size)
-        return replace(memory, tokens=memory.tokens + level * noise)
+    def _draw(self, size: int, segments: int, device, noise, time) -> tuple[Tensor, Tensor]:
+        """What :meth:`forward` was handed, or drawn: (B, S, chunk, max_action_dim) and (B, S)."""
+        shape = (segments, self.config.chunk_size, self.config.max_action_dim)
+        model = self.model
+        if noise is None:
+            noise = own_share(lambda rows: model.sample_noise((rows, *shape), device), size)
+        if time is None:
+            time = own_share(lambda rows: model.sample_time(rows * segments, device).view(rows, -1), size)
+        return noise, time
 
     @dataclass(frozen=True)
     class _Samples:
-        body: Body  # (B, slots, L, H), (B, slots, L), (B, slots, L)
-        valid: Tensor  # (B, slots): False where the slot must be skipped
+        bodies: list[Body]  # one a slot, of the rows that are valid there: (rows, L, H), (rows, L), (rows, L)
+        valid: Tensor  # (B, slots): False where there is nothing
         actions: Tensor  # (B, 1 + (segments - 1) * stride + chunk, max_action_dim)
         action_is_pad: Tensor  # the same without its last dimension
-        slots: int
 
     def _unroll(self, batch: dict[str, Tensor]) -> _Samples:
-        """Embed all images of all segments in one go; only the memory has to wait for its turn."""
+        """Embed all images of all segments in one go; only the memory has to wait for its turn.
+
+        What lies before an episode's beginning is left out: in short episodes that is half of everything.
+        """
         config = self.config
         state, actions = batch[OBS_STATE], batch[ACTION]
         slots = len(config.observation_delta_indices)
@@ -593,16 +599,8 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
         batch = self._newest(batch, self.segments)
         state, actions = batch[OBS_STATE], self.prepare_action(batch)
         (size, slots), length = state.shape[:2], actions.shape[1]
-        flat = {k: v.flatten(0, 1) for k, v in batch.items() if k == OBS_STATE or k in config.image_features}
         if config.adapt_to_pi_aloha:
-            flat[OBS_STATE] = self._pi_aloha_decode_state(flat[OBS_STATE])
             actions = self._pi_aloha_encode_actions_inv(actions)
-        body = self.model.embed_prefix(
-            *self.prepare_images(flat),
-            batch[OBS_LANGUAGE_TOKENS].repeat_interleave(slots, 0),
-            batch[OBS_LANGUAGE_ATTENTION_MASK].repeat_interleave(slots, 0),
-            state=self.prepare_state(flat),
-        )
         no_pad = torch.zeros(size, length, dtype=torch.bool, device=state.device)
         action_is_pad = batch.get(f"{ACTION}_is_pad", no_pad)
         valid = ~batch.get(f"{OBS_STATE}_is_pad", no_pad[:, :slots])
@@ -611,8 +609,19 @@ class SmolVLAMemPolicy(SmolVLAPolicy):
             nothing_before = action_is_pad[:, : length - config.chunk_size : config.stride]
             is_first = valid[:, 1:] & nothing_before
             valid = torch.cat([~is_first.any(1, keepdim=True), valid[:, 1:]], dim=1)
-        body = tuple(part.unflatten(0, (size, slots)) for part in body)
-        return self._Samples(body, valid, actions, action_is_pad, slots)
+        slot, row = valid.T.nonzero(as_tuple=True)
+        seen = {k: v[row, slot] for k, v in batch.items() if k == OBS_STATE or k in config.image_features}
+        if config.adapt_to_pi_aloha:
+            seen[OBS_STATE] = self._pi_aloha_decode_state(seen[OBS_STATE])
+        body = self.model.embed_prefix(
+            *self.prepare_images(seen),
+            batch[OBS_LANGUAGE_TOKENS][row],
+            batch[OBS_LANGUAGE_ATTENTION_MASK][row],
+            state=self.prepare_state(seen),
+        )
+        counts = valid.sum(0).tolist()
+        bodies = list(zip(*(part.split(counts) for part in body), strict=True))
+        return self._Samples(bodies, valid, actions, action_is_pad)
 
     def _newest(self, batch: dict[str, Tensor], segments: int) -> dict[str, Tensor]:
         """The sample as ``mem_segments=segments`` would have asked for it, from the one that was loaded."""

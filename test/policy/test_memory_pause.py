@@ -31,7 +31,7 @@ def test_a_pause_is_the_same_frame_written_again(paused, monkeypatch):
     policy(sample, noise=noise, time=time)
     assert len(read) == 5
     # By hand: the frame of segment 1 on and on.
-    body = tuple(part[:, 1] for part in policy._unroll(sample).body)
+    body = policy._unroll(sample).bodies[1]
     memory = read[1]
     for expected in read[2:]:
         memory = policy.model.write(body, memory)

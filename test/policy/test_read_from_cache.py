@@ -393,11 +393,9 @@ def test_a_skipped_slot_keeps_the_cache_before_it(make_reader, make_sample, nois
     noise, time = noise_for(policy.config, 2, segments=3)
     with torch.no_grad():
         loss, _ = policy(sample, noise=noise, time=time)
-        bodies = policy._unroll(sample).body
-        memory = policy.model.write(tuple(part[:, 0] for part in bodies), policy.model.empty_memory(2))
-        losses, _ = policy.model(
-            tuple(part[:, -1] for part in bodies), sample["action"][:, -5:], memory, noise[:, -1], time[:, -1]
-        )
+        bodies = policy._unroll(sample).bodies
+        memory = policy.model.write(bodies[0], policy.model.empty_memory(2))
+        losses, _ = policy.model(bodies[-1], sample["action"][:, -5:], memory, noise[:, -1], time[:, -1])
     torch.testing.assert_close(loss, losses.mean(), rtol=0, atol=1e-6)
     sample[CAMERA][:, 1:3] = 0
     with torch.no_grad():

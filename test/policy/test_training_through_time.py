@@ -372,6 +372,23 @@ def test_the_content_of_what_does_not_count_changes_neither_loss_nor_gradient(
         torch.testing.assert_close(gradient, changed_gradients[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
+def test_what_does_not_count_is_not_computed(through_time, dataset_of, monkeypatch):
+    dataset, preprocess = dataset_of(through_time.config)
+    images, rows = [], []
+    vlm = through_time.model.vlm_with_expert
+    embed_image, forward = vlm.embed_image, vlm.forward
+
+    def count(*, inputs_embeds, **inputs):
+        rows.append(len(inputs_embeds[0]))
+        return forward(inputs_embeds=inputs_embeds, **inputs)
+
+    monkeypatch.setattr(vlm, "embed_image", lambda image: images.append(len(image)) or embed_image(image))
+    monkeypatch.setattr(vlm, "forward", count)
+    through_time(collate(preprocess, [dataset[t] for t in SLOTS]))
+    assert rows == [sum(slot) for slot in zip(*SLOTS.values(), strict=True)]
+    assert images == [sum(rows)]
+
+
 def test_without_anchor_the_first_frame_is_not_used(make_policy, dataset_of, noise_for):
     policy = make_policy(mem_anchor=False, mem_segments=SEGMENTS, mem_stride=STRIDE)
     dataset, preprocess = dataset_of(policy.config)
