@@ -39,9 +39,9 @@ class SmolVLAMemConfig(SmolVLAConfig):
     # rmt: M' = write output.  gated: M' = M + g * (Norm(W h) - M).  ema: M' = M + rate * (h - M).
     mem_update: str = "gated"
     mem_ema_rate: float = 0.1
-    # Where the gates begin: sigmoid(-3) takes 5 % of what is written, so half of what is known is there after
-    # 13 writes. Only a training that starts without memory weights uses it.
-    mem_gate_bias: float = -3.0
+    # Where the gates begin: sigmoid(-1) takes 27 % of what is written. With much less, what comes after the
+    # first write is too faint to be learned from. Only a training that starts without memory weights uses it.
+    mem_gate_bias: float = -1.0
     # RMS of a memory token before the factor sqrt(hidden size) that SmolVLA gives image and language tokens.
     mem_token_scale: float = 0.2
     # Gaussian noise on the memory between segments, in training only, relative to mem_token_scale; each

@@ -98,14 +98,15 @@ class GatedUpdate(nn.Module):
         self.scale = config.mem_token_scale
         self.proj = nn.Linear(hidden, hidden)
         self.norm = nn.LayerNorm(hidden)
-        self.gate = nn.Linear(2 * hidden, hidden)
-        nn.init.constant_(self.gate.bias, config.mem_gate_bias)
+        self.gates = nn.Linear(2 * hidden, hidden)
+        nn.init.constant_(self.gates.bias, config.mem_gate_bias)
 
     def forward(self, memory: Memory, written: Tensor) -> Memory:
         candidate = self.scale * self.norm(self.proj(written))
-        gate = torch.sigmoid(self.gate(torch.cat([memory.tokens, candidate], dim=-1)))
-        gate = torch.where(memory.filled[:, None, None], gate, 1.0)
-        return Memory(memory.tokens + gate * (candidate - memory.tokens), torch.ones_like(memory.filled))
+        # At a root mean square of 1: at the tokens' own scale gates learn slowly when to open.
+        seen = torch.cat([memory.tokens, candidate], dim=-1) / self.scale
+        gates = torch.where(memory.filled[:, None, None], torch.sigmoid(self.gates(seen)), 1.0)
+        return Memory(memory.tokens + gates * (candidate - memory.tokens), torch.ones_like(memory.filled))
 
 
 class EMAUpdate(nn.Module):

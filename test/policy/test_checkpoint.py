@@ -359,7 +359,7 @@ def test_weights_that_are_not_finite(broken, key, value):
 
 
 @pytest.mark.parametrize(
-    "key", ["model.state_proj.weight", "model.mem_tokens", "model.mem_update.gate.weight"]
+    "key", ["model.state_proj.weight", "model.mem_tokens", "model.mem_update.gates.weight"]
 )
 def test_missing_weights_are_named(broken, key):
     change_weights(broken, lambda weights: weights.pop(key))

@@ -148,8 +148,8 @@ def test_ema_mixes_at_its_fixed_rate(make_update, memory):
 def test_gated_moves_between_old_and_new_as_its_gate_says(make_update, memory):
     update, written = make_update("gated"), torch.randn(3, 2, 8)
     for bias, weight_of_old in ((-50.0, 1.0), (50.0, 0.0)):
-        torch.nn.init.zeros_(update.gate.weight)
-        torch.nn.init.constant_(update.gate.bias, bias)
+        torch.nn.init.zeros_(update.gates.weight)
+        torch.nn.init.constant_(update.gates.bias, bias)
         after = update(memory, written).tokens
         candidate = SCALE * update.norm(update.proj(written))
         expected = weight_of_old * memory.tokens + (1 - weight_of_old) * candidate

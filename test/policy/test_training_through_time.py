@@ -64,7 +64,7 @@ def test_the_next_segments_loss_reaches_this_segments_write_tokens(make_policy, 
     assert policy.model.mem_tokens.grad.norm(dim=1).min() > 1e-6
     for name, parameter in policy.model.mem_update.named_parameters():
         # The gate is not asked at a first write.
-        assert (parameter.grad.norm() > 0) == (not name.startswith("gate.")), name
+        assert (parameter.grad.norm() > 0) == (not name.startswith("gates.")), name
 
 
 @variants

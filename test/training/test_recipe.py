@@ -115,10 +115,10 @@ def test_a_task_with_a_longer_budget_has_it_with_memory_and_without():
 @pytest.mark.parametrize(
     ("tasks", "before"),
     [
-        (("LateCue2",), ["CueRecall2"]),
+        (("LateCue2",), ["CueRecall3"]),
         (("CueRecallShuffled3",), ["CueRecall3"]),
-        (("Sequence2of3",), ["CueRecall2", "LateCue2"]),
-        (tuple(TASKS), ["CueRecall2", "LateCue2", "Sequence2of3"]),
+        (("Sequence2of3",), ["CueRecall3", "LateCue2"]),
+        (tuple(TASKS), ["CueRecall3", "LateCue2", "Sequence2of3"]),
     ],
 )
 def test_some_start_from_another_task_learned_with_the_same_memory_and_seed(tasks, before, memory):
