@@ -69,6 +69,22 @@ STUDIES: dict[str, Study] = {
         tasks=(("CueRecall3",), ("CueRecallShuffled3",)),
         cue_visible=True,
     ),
+    "delay": Study(
+        "How long does a memory last, beyond the delays of the demonstrations?",
+        variants=(Variant("memory"),),
+        tasks=(("CueRecall3",), ("LateCue2",)),
+        seeds=SEEDS,
+        modes=("on",),
+        delays=LASTING,
+    ),
+    "delay_all": Study(
+        "How long does the memory of one policy for all tasks last?",
+        variants=(Variant("memory"),),
+        tasks=(tuple(TASKS),),
+        seeds=SEEDS,
+        modes=("on",),
+        delays=tuple(DELAYS[1] * times for times in (1, 4, 16)),
+    ),
     "depth": Study(
         "How many segment boundaries must the gradient cross?",
         variants=_each("mem_backprop_depth", {"0": 0, "1": 1, "all": None}),
@@ -100,22 +116,6 @@ STUDIES: dict[str, Study] = {
     "cache": Study(
         "What is it worth to read the write tokens' keys and values too?",
         variants=_each("read_mem_from_cache", {"off": False, "on": True}),
-    ),
-    "delay": Study(
-        "How long does a memory last, beyond the delays of the demonstrations?",
-        variants=(Variant("memory"),),
-        tasks=(("CueRecall3",), ("LateCue2",)),
-        seeds=SEEDS,
-        modes=("on",),
-        delays=LASTING,
-    ),
-    "delay_all": Study(
-        "How long does the memory of one policy for all tasks last?",
-        variants=(Variant("memory"),),
-        tasks=(tuple(TASKS),),
-        seeds=SEEDS,
-        modes=("on",),
-        delays=tuple(DELAYS[1] * times for times in (1, 4, 16)),
     ),
 }
 

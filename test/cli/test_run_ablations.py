@@ -152,7 +152,7 @@ def test_a_stop_is_told_with_exit_code_130(program, monkeypatch, capsys, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--study", "breadth"], "there is no study 'breadth'; there are main, oracle, depth"),
+        (["--study", "breadth"], "there is no study 'breadth'; there are main, oracle, delay"),
         (["--only", "nothing-like-it"], "no run fits"),
         (["--only", "("], "no regular expression"),
         (["--evaluate", "main/nobody"], "there is no run 'main/nobody'; --list"),
