@@ -39,8 +39,8 @@ class SmolVLAMemConfig(SmolVLAConfig):
     # rmt: M' = write output.  gated: M' = M + g * (Norm(W h) - M).  ema: M' = M + rate * (h - M).
     mem_update: str = "gated"
     mem_ema_rate: float = 0.1
-    # Where the gates begin: sigmoid(-1) takes 27 % of what is written. With much less, what comes after the
-    # first write is too faint to be learned from. Only a training that starts without memory weights uses it.
+    # Where the gates begin: sigmoid(-1) takes 27 % of what is written. With less, what comes after the first
+    # write is fainter and learned later. Only a training that starts without memory weights uses it.
     mem_gate_bias: float = -1.0
     # RMS of a memory token before the factor sqrt(hidden size) that SmolVLA gives image and language tokens.
     mem_token_scale: float = 0.2

@@ -27,9 +27,9 @@ def memory(request):
 
 @pytest.fixture
 def make_update(make_config):
-    def make(kind, **changes):
+    def make(kind, scale=SCALE, **changes):
         torch.manual_seed(1)
-        return make_memory_update(make_config(mem_update=kind, mem_token_scale=SCALE, **changes), 8)
+        return make_memory_update(make_config(mem_update=kind, mem_token_scale=scale, **changes), 8)
 
     return make
 
@@ -155,6 +155,14 @@ def test_gated_moves_between_old_and_new_as_its_gate_says(make_update, memory):
         expected = weight_of_old * memory.tokens + (1 - weight_of_old) * candidate
         torch.testing.assert_close(after[[0, 2]], expected[[0, 2]])
         torch.testing.assert_close(after[1], candidate[1])
+
+
+def test_gates_open_alike_at_every_token_scale(make_update, memory):
+    """They see what they are to tell apart, not how large the tokens are."""
+    small, written = make_update("gated"), torch.randn(3, 2, 8)
+    large = make_update("gated", scale=10 * SCALE)
+    after = large(Memory(10 * memory.tokens, memory.filled), written).tokens
+    torch.testing.assert_close(after, 10 * small(memory, written).tokens)
 
 
 @pytest.mark.parametrize(("bias", "taken"), [(-3.0, 0.05), (-1.0, 0.27)])
